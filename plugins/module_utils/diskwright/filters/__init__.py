@@ -1,0 +1,3 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The filter drivers, a file for each; drivers.py lists them."""
