@@ -1,0 +1,168 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""`convert`: copy images to a new image of any format (https://www.qemu.org/docs/master/tools/qemu-img.html)."""
+
+from __future__ import annotations
+
+from . import spec
+from .spec import FLAG, VALUE, Command, Option, OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Mapping, Optional, Sequence
+
+    from .ui import UI
+
+MAX_SPARSE_SIZE = 16 << 20  # bytes; the largest -S
+
+
+def _sparse_size_argument(text: str) -> int:
+    size = spec.read_size(text, "buffer size for sparse output")
+    if size % 512 or size > MAX_SPARSE_SIZE:
+        raise OptionError(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to %d. "
+            "Select 0 to disable sparse detection (fully allocates output)." % MAX_SPARSE_SIZE
+        )
+    return size
+
+
+COMMAND = Command(
+    "convert",
+    "Copy one image, or several one after the other, to a new image, which is overwritten if it exists.",
+    [
+        "[-f FMT | --image-opts] [-T CACHE] [-l SNAPSHOT] [-U]",
+        "[-O TARGET_FMT | --target-image-opts] [-o OPTIONS]... [-t TARGET_CACHE]",
+        "[-B BACKING -F BACKING_FMT] [-c] [-S SIZE] [-n [--target-is-zero]]",
+        "[--bitmaps [--skip-broken-bitmaps]] [-m COUNT] [-W] [-C] [-r RATE]",
+        "[--salvage] [-p] [-q] [--object OBJDEF]... SOURCE [SOURCE...] TARGET",
+    ],
+    [
+        spec.HELP,
+        spec.QUIET,
+        spec.OBJECT,
+        Option("--image-opts --source-image-opts", FLAG, key="image_opts", help="SOURCE is a list of options (driver=...,file.filename=...)\nand not a file name; excludes -f"),
+        Option("-f --source-format", VALUE, "FMT", "format of SOURCE; without it, the format is detected", "--format", key="format"),
+        Option("-T --source-cache", VALUE, "CACHE", "cache mode of SOURCE: none, writeback (default), writethrough,\ndirectsync or unsafe"),
+        Option("-l --snapshot", VALUE, "SNAPSHOT", "copy this internal snapshot of SOURCE: its name or id,\nor snapshot.id=ID,snapshot.name=NAME", "--source-snapshot", key="snapshot"),
+        Option("-S --sparse-size", VALUE, "SIZE", "runs of so many zero bytes are not written (default: 4k);\n0 writes everything", key="sparse_size", check=_sparse_size_argument),
+        Option("-O --output-format", VALUE, "TARGET_FMT", "format of TARGET (default: raw)", "--target-format", key="target_format"),
+        Option("-o --options", VALUE, "OPTIONS", "options of TARGET_FMT: KEY=VALUE,... (-o help lists them);\nmay be repeated", "--target-options --target-format-options", key="options"),
+        Option("-t --output-cache", VALUE, "TARGET_CACHE", "cache mode of TARGET (default: unsafe)", "--target-cache", key="target_cache"),
+        Option("-B -b --backing", VALUE, "BACKING", "make TARGET an overlay of this image: only what differs from\nit is written", key="backing"),
+        Option("-F --backing-format", VALUE, "BACKING_FMT", "format of BACKING"),
+        spec.FORCE_SHARE,
+        Option("--target-image-opts", FLAG, help="TARGET is a list of options and not a file name; needs -n,\nexcludes -O"),
+        Option("--salvage", FLAG, help="go on after read errors; what cannot be read becomes zeroes"),
+        Option("--target-is-zero", FLAG, help="TARGET is known to read as zeroes; needs -n"),
+        Option("--bitmaps", FLAG, help="copy the dirty bitmaps too"),
+        Option("--skip-broken-bitmaps", FLAG, help="leave out bitmaps that are inconsistent; needs --bitmaps"),
+        Option("-r --rate", VALUE, "RATE", "write at most so many bytes a second", "--rate-limit", key="rate", check=spec.size_argument("rate limit")),
+        Option("-m --parallel", VALUE, "COUNT", "number of requests at a time, 1 to 16 (default: 8)", key="parallel", check=spec.number_argument("number of coroutines", 1, 16)),
+        Option("-W --oob-writes", FLAG, help="TARGET may be written in any order, which may be faster"),
+        Option("-C --copy-range-offloading", FLAG, key="copy_range", help="let the kernel or the storage copy (excludes -S, -c, --salvage)"),
+        Option("-c", FLAG, help="compress TARGET, if its format can", extra="--compress", key="compress"),
+        Option("-n", FLAG, help="write into the existing TARGET and do not make it", extra="--no-create", key="no_create"),
+        Option("-p", FLAG, key="p", help="show progress"),
+        spec.PROGRESS,
+    ],
+    [
+        ("SOURCE", "the image to copy; - is standard input, read as raw"),
+        ("TARGET", "the image to make; - is standard output, written as raw"),
+    ],
+)
+
+
+def main(args: Sequence[str], ui: UI) -> int:
+    """Run `convert` with the arguments `args`; the exit code."""
+    given = COMMAND.read(args, ui)
+    ui.quiet = "quiet" in given
+    spec.settle_progress_argument(given, 2)
+    _check_flags(given)
+    options = given.get("options")
+    operands = given.operands
+    if spec.wants_help(options):
+        from .help import creation_options
+
+        target = operands[-1] if len(operands) > 1 else None
+        raise spec.Answer(creation_options(given.get("target_format", "raw"), target))
+    if len(operands) < 2:
+        raise OptionError("Must specify image file name")
+    _check_sources(given)
+    with ui.progress("convert", given, 1.0) as progress:
+        convert(
+            operands[:-1],
+            operands[-1],
+            format=given.get("format"),
+            image_opts="image_opts" in given,
+            source_cache=given.get("source_cache", "writeback"),
+            snapshot=given.get("snapshot"),
+            force_share="force_share" in given,
+            target_format=given.get("target_format", "raw"),
+            target_image_opts="target_image_opts" in given,
+            target_cache=given.get("target_cache", "unsafe"),
+            options=options,
+            backing=given.get("backing"),
+            backing_format=given.get("backing_format"),
+            no_create="no_create" in given,
+            target_is_zero="target_is_zero" in given,
+            compress="compress" in given,
+            sparse_size=given.get("sparse_size"),
+            parallel=given.get("parallel", 8),
+            out_of_order="oob_writes" in given,
+            copy_range="copy_range" in given,
+            salvage="salvage" in given,
+            bitmaps="bitmaps" in given,
+            skip_broken_bitmaps="skip_broken_bitmaps" in given,
+            rate=given.get("rate"),
+            objects=given.objects,
+            progress=progress.update,
+            warn=None if ui.quiet else ui.warning,
+        )
+    return 0
+
+
+def _check_flags(given: spec.Given) -> None:
+    """Raise OptionError for options that contradict each other, in qemu-img's order."""
+
+
+def _check_sources(given: spec.Given) -> None:
+    """Raise OptionError for what several sources exclude, and for an unknown cache mode."""
+
+
+def convert(
+    sources: Sequence[str],
+    target: str,
+    *,
+    format: Optional[str] = None,
+    image_opts: bool = False,
+    source_cache: str = "writeback",
+    snapshot: Optional[str] = None,
+    force_share: bool = False,
+    target_format: str = "raw",
+    target_image_opts: bool = False,
+    target_cache: str = "unsafe",
+    options: Optional[str] = None,
+    backing: Optional[str] = None,
+    backing_format: Optional[str] = None,
+    no_create: bool = False,
+    target_is_zero: bool = False,
+    compress: bool = False,
+    sparse_size: Optional[int] = None,
+    parallel: int = 8,
+    out_of_order: bool = False,
+    copy_range: bool = False,
+    salvage: bool = False,
+    bitmaps: bool = False,
+    skip_broken_bitmaps: bool = False,
+    rate: Optional[int] = None,
+    objects: Optional[Mapping[str, Any]] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+    warn: Optional[Callable[[str], None]] = None,
+) -> None:
+    """Copy the images `sources`, one after the other, to the image `target`.
+
+    `options` are the target format's, "k=v,k2=v2" in QEMU's grammar. `sparse_size` is in bytes, 0 writes everything, None
+    is the default of 4096. `rate` is in bytes a second. `progress` is called with (bytes done, bytes in all), `warn` with
+    texts. The names "-" are standard input and output. Raises Error or OSError.
+    """
+    raise NotImplementedError

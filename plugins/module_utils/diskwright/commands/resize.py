@@ -1,0 +1,108 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""`resize`: change the size of an image (https://www.qemu.org/docs/master/tools/qemu-img.html)."""
+
+from __future__ import annotations
+
+from ..getopt import Parser
+from ..units import MAX_SIZE, SIZE_HINT, parse_size
+from . import spec
+from .spec import FLAG, VALUE, Command, Option, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Mapping, Optional, Sequence
+
+    from .ui import UI
+
+PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
+
+
+def _preallocation_argument(text: str) -> str:
+    if text not in PREALLOCATION_MODES:
+        raise spec.OptionError("Invalid preallocation mode '%s'" % text)
+    return text
+
+
+COMMAND = Command(
+    "resize",
+    "Give an image another size. Growing adds zeroes at the end; shrinking cuts off what is there.",
+    ["[-f FMT | --image-opts] [--preallocation MODE] [--shrink] [-q]", "[--object OBJDEF]... FILENAME [+|-]SIZE"],
+    [
+        spec.HELP,
+        spec.QUIET,
+        spec.OBJECT,
+        spec.FORMAT,
+        spec.IMAGE_OPTS,
+        Option("--preallocation", VALUE, "MODE", "how to store the added space: off (default), metadata, falloc or full", check=_preallocation_argument),
+        Option("--shrink", FLAG, help="allow the new size to be smaller: data past it is lost"),
+    ],
+    [("FILENAME", "the image"), ("SIZE", "the new size in bytes, or what to add (+) or take away (-);\nsuffixes k, M, G, T, P, E count in 1024s")],
+)
+
+
+def main(args: Sequence[str], ui: UI) -> int:
+    """Run `resize` with the arguments `args`; the exit code."""
+    given = _read(args, ui)
+    ui.quiet = "quiet" in given
+    if len(given.operands) != 2:
+        raise UsageError("Expecting image file name and size")
+    spec.check_one_image_form("image_opts" in given, given.get("format"))
+    filename, size = given.operands
+    sign = size[0] if size[:1] in ("+", "-") and size else ""
+    resize(
+        filename,
+        _size_argument(size[len(sign) :]),
+        relative={"": 0, "+": 1, "-": -1}[sign],
+        format=given.get("format"),
+        image_opts="image_opts" in given,
+        preallocation=given.get("preallocation", "off"),
+        shrink="shrink" in given,
+        objects=given.objects,
+    )
+    ui.say("Image resized.\n")
+    return 0
+
+
+def _read(args: Sequence[str], ui: UI) -> spec.Given:
+    """Read the arguments. A size like -1G may follow the file name without looking like an option."""
+    given = spec.Given()
+    parser = Parser(COMMAND.options, args, ui.posixly_correct)
+    for option, value in COMMAND.parse(parser, ui):
+        if option is not None:
+            COMMAND.take(given, option, value)
+            continue
+        if len(given.operands) == 2:
+            raise UsageError("Extra argument(s) in command line")
+        given.operands.append(value or "")
+        following = args[parser.index] if parser.index < len(args) else ""
+        if len(given.operands) == 1 and following[:1] == "-" and following[1:2] and following[1] in "0123456789":
+            parser.index += 1
+            given.operands.append(following)
+    return given
+
+
+def _size_argument(text: str) -> int:
+    try:
+        return parse_size(text, MAX_SIZE)
+    except spec.OptionError:
+        raise spec.OptionError("Parameter 'size' expects a non-negative number below 2^64", hint=SIZE_HINT) from None
+
+
+def resize(
+    filename: str,
+    size: int,
+    *,
+    relative: int = 0,
+    format: Optional[str] = None,
+    image_opts: bool = False,
+    preallocation: str = "off",
+    shrink: bool = False,
+    objects: Optional[Mapping[str, Any]] = None,
+) -> int:
+    """Give the image `filename` the size `size` bytes, or `size` more (`relative` 1) or fewer (-1). The new size.
+
+    `preallocation` is one of PREALLOCATION_MODES and only for growing. Raises OptionError if the new size is not positive
+    or is smaller without `shrink`; Error or OSError.
+    """
+    raise NotImplementedError
