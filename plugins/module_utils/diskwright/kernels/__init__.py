@@ -1,0 +1,99 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The switch between the pure and the native twins of all kernels (contract.py says what they promise).
+
+`DISKWRIGHT_ACCEL` is `auto` (the native twins if they are installed and fit, else the pure ones), `off` or `require`. A twin is loaded when a kernel is
+first asked for, except that `require` is answered at once. It is all of the native kernels or none of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import Error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, Optional
+
+    from .pure import bit_runs as bit_runs
+    from .pure import crc32c as crc32c
+    from .pure import difference_runs as difference_runs
+    from .pure import first_difference as first_difference
+    from .pure import gather as gather
+    from .pure import l2_runs as l2_runs
+    from .pure import l2_runs_extended as l2_runs_extended
+    from .pure import nonzero_runs as nonzero_runs
+    from .pure import refcount_free_runs as refcount_free_runs
+    from .pure import refcount_mismatches as refcount_mismatches
+    from .pure import refcounts_pack as refcounts_pack
+    from .pure import refcounts_unpack as refcounts_unpack
+    from .pure import scatter as scatter
+    from .pure import table_runs as table_runs
+    from .pure import tally as tally
+
+_demand = os.environ.get("DISKWRIGHT_ACCEL", "auto")
+if _demand not in ("auto", "off", "require"):
+    raise Error("DISKWRIGHT_ACCEL must be auto, off or require, not '%s'" % _demand)
+
+_loaded = False
+_native: Optional[ModuleType] = None
+
+
+def _unfit(module: ModuleType) -> str:
+    """Why a native module cannot be used; empty if it can."""
+    from .contract import ABI, CODECS, KERNELS
+
+    found = getattr(module, "ABI", None)
+    if found != ABI:
+        return "diskwright_accel has ABI %s, this library needs %d" % (found, ABI)
+    missing = [name for name in KERNELS + CODECS if not hasattr(module, name)]
+    return "diskwright_accel lacks %s" % ", ".join(missing) if missing else ""
+
+
+def native() -> Optional[ModuleType]:
+    """The native module if its kernels are in use, else None."""
+    global _loaded, _native
+    if _loaded:
+        return _native
+    module: Optional[ModuleType] = None
+    if _demand != "off":
+        try:
+            import diskwright_accel as module  # type: ignore[import-not-found, no-redef, unused-ignore]
+        except ImportError as error:
+            reason = "diskwright_accel cannot be imported (%s)" % error
+        else:
+            reason = _unfit(module)
+        if reason:
+            if _demand == "require":
+                raise Error("DISKWRIGHT_ACCEL=require: " + reason)
+            module = None
+    _native, _loaded = module, True
+    return module
+
+
+def backend() -> str:
+    """Which twins are in use: `pure`, or for example `accel 0.1.0 (abi 1)`."""
+    module = native()
+    return "accel %s (abi %d)" % (module.__version__, module.ABI) if module else "pure"
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Load a twin when the first kernel is asked for, and put all kernels into this module."""
+        from .contract import KERNELS
+
+        if name not in KERNELS:
+            raise AttributeError("module %r has no attribute %r" % (__name__, name))
+        twin = native()
+        if twin is None:
+            from . import pure as twin
+        for kernel in KERNELS:
+            globals()[kernel] = getattr(twin, kernel)
+        return globals()[name]
+
+
+if _demand == "require":
+    native()
