@@ -1,0 +1,89 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Every target sets itself up: packages of the system that the tests compare with (.ci/packages), a virtual environment in
+# the tree, its pinned requirements, the library, and the accelerator where cargo is present. A stamp stands for each.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/done
+PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint requirements/constraints.txt
+CARGO := $(shell command -v cargo 2> /dev/null)
+ACCEL := $(wildcard pylib/accel/Cargo.toml pylib/accel/Cargo.lock pylib/accel/pyproject.toml pylib/accel/build.rs pylib/accel/src/*.rs pylib/accel/src/*/*.rs)
+RESULTS := .cache/results
+
+.NOTPARALLEL:
+.PHONY: help demo test test-library test-pythons test-collection test-integration lint sanity bench docs dev accel packages clean
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make demo [IMAGE=path]   a template, three thin clones of it, checked; and a second run that changes nothing
+demo: $(DONE)/demo accel
+	@.ci/demo $(if $(IMAGE),"$(abspath $(IMAGE))")
+
+#: make test                the library with and without the accelerator and under other Pythons, and the collection
+test: test-library test-pythons test-collection test-integration
+	@$(BIN)/python .ci/tally $(RESULTS)
+
+test-library: $(DONE)/test accel packages
+	@rm -rf $(RESULTS) && mkdir -p $(RESULTS)
+	@$(if $(CARGO),echo "The library, accelerated:" && DISKWRIGHT_ACCEL=require $(BIN)/python -m pytest -q -n 2 --junitxml=$(RESULTS)/accelerated.xml pylib/tests,:)
+	@echo "The library, pure:" && DISKWRIGHT_ACCEL=off $(BIN)/python -m pytest -q -n 2 --junitxml=$(RESULTS)/pure.xml pylib/tests
+
+test-pythons: packages
+	@mkdir -p $(RESULTS) && .ci/pythons $(RESULTS)
+
+test-collection: $(DONE)/test
+	@mkdir -p $(RESULTS) && .ci/units $(RESULTS)
+
+test-integration: $(DONE)/test accel packages
+	@mkdir -p $(RESULTS) && .ci/integration $(RESULTS)
+
+#: make lint                ruff, mypy --strict, clippy, shellcheck, REUSE, the changelog, and what no file may say
+lint: $(DONE)/lint
+	@.ci/lint
+
+#: make sanity              ansible-test sanity, ansible-lint, the docs linter, the Galaxy importer, build and install
+sanity: $(DONE)/sanity
+	@.ci/sanity
+
+#: make bench               speed against qemu-img and cp in the same run, as a table of ratios and as JSON
+bench: $(DONE)/test accel packages
+	@$(BIN)/python pylib/bench/run.py $(ARGS)
+
+#: make docs                the manual and the collection's reference as one site in build/docs
+docs: $(DONE)/docs
+	@.ci/docs
+
+#: make dev                 everything that the other targets install, at once
+dev: $(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs accel
+
+packages:
+	@.ci/packages
+
+accel: $(if $(and $(CARGO),$(ACCEL)),$(DONE)/accel)
+	@$(if $(CARGO),:,echo "The accelerator is absent: there is no cargo to build it with. Everything works without it.")
+
+clean:
+	rm -rf $(VENV) .venvs .cache build dist pylib/accel/target
+
+$(DONE)/venv: .ci/venv
+	@.ci/venv $(VENV) $(PYTHON)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/demo: $(DONE)/venv requirements/demo.txt requirements/constraints.txt pylib/pyproject.toml pylib/bin/diskwright
+	@$(PIP) -r requirements/demo.txt
+	@$(PIP) --no-build-isolation --no-deps --editable pylib
+	@touch $@
+
+$(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs: $(DONE)/%: $(DONE)/demo requirements/%.txt
+	@$(PIP) -r requirements/$*.txt
+	@touch $@
+
+$(DONE)/accel: $(DONE)/demo requirements/accel.txt $(ACCEL)
+	@echo "Building the accelerator."
+	@$(PIP) -r requirements/accel.txt
+	@$(PIP) --no-build-isolation --no-deps --force-reinstall ./pylib/accel
+	@touch $@
