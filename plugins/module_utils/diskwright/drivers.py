@@ -1,0 +1,99 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""THE table: driver name -> class, by static imports inside functions, so that only what is used is loaded.
+
+A new driver is one file and one line here (and its name in FORMATS or PROTOCOLS).
+"""
+
+from __future__ import annotations
+
+from .errors import OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from .node import Format, Node, Protocol
+
+
+def _raw() -> type[Node]:
+    from .formats.raw import Raw
+
+    return Raw
+
+
+def _qcow2() -> type[Node]:
+    from .formats.qcow2 import Qcow2
+
+    return Qcow2
+
+
+def _file() -> type[Node]:
+    from .protocols.file import File
+
+    return File
+
+
+def _host_device() -> type[Node]:
+    from .protocols.host_device import HostDevice
+
+    return HostDevice
+
+
+def _null_co() -> type[Node]:
+    from .protocols.null import NullCo
+
+    return NullCo
+
+
+def _null_aio() -> type[Node]:
+    from .protocols.null import NullAio
+
+    return NullAio
+
+
+# name -> (loader, offset and bytes of a magic; probing loads a class only where its magic is found)
+FORMATS: dict[str, tuple[Callable[[], type[Node]], int, bytes]] = {
+    "qcow2": (_qcow2, 0, b"QFI\xfb"),
+    "raw": (_raw, 0, b""),
+}
+
+PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
+    "file": _file,
+    "host_device": _host_device,
+    "null-co": _null_co,
+    "null-aio": _null_aio,
+}
+
+FILTERS: dict[str, Callable[[], type[Node]]] = {}
+
+
+def lookup(name: str) -> type[Node]:
+    """The class of the driver `name`. Raises OptionError in QEMU's words for an unknown one."""
+    if name in FORMATS:
+        return FORMATS[name][0]()
+    loader = PROTOCOLS.get(name) or FILTERS.get(name)
+    if loader is None:
+        raise OptionError("Unknown driver '%s'" % name)
+    return loader()
+
+
+def lookup_format(name: str) -> type[Format]:
+    """The class of the format `name`. Raises OptionError for anything that is no format."""
+    from .node import Format
+
+    cls = lookup(name)
+    if not issubclass(cls, Format):
+        raise OptionError("Unknown driver '%s'" % name)
+    return cls
+
+
+def lookup_protocol(name: str) -> type[Protocol]:
+    """The class of the protocol `name`. Raises OptionError for anything that is no protocol."""
+    from .node import Protocol
+
+    loader = PROTOCOLS.get(name)
+    cls = loader() if loader else None
+    if cls is None or not issubclass(cls, Protocol):
+        raise OptionError("Unknown protocol '%s'" % name)
+    return cls

@@ -1,0 +1,108 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""raw: the bytes of the file are the bytes of the disk, or a window of them (`offset`, `size`).
+
+QEMU's block driver reference describes the options.
+"""
+
+from __future__ import annotations
+
+from ..errors import Error, OptionError
+from ..extent import PASS, Extent
+from ..node import Alloc, Format, Measure, OpenFlags
+from ..options import Options, Size, opt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterable, Optional
+
+    from ..node import Node
+    from ..options import NodeRef
+
+SECTOR = 512
+
+
+class RawOptions(Options):
+    """Runtime options of raw."""
+
+    file: NodeRef = opt(help="the node that holds the bytes")
+    offset: Optional[Size] = opt(None, help="where the disk begins in the file, in bytes")
+    # named apart from Node.size; users write "size"
+    window: Optional[Size] = opt(None, key="size", help="the length of the disk in bytes, a multiple of 512")
+
+
+class RawCreateOptions(Options):
+    """Creation options of raw; the protocol has more of its own."""
+
+    DASHES = False
+
+    size: Size = opt(0, help="Virtual disk size")
+
+
+class Raw(Format):
+    """A raw image."""
+
+    driver = "raw"
+    options_class = RawOptions
+    create_options = RawCreateOptions
+    creatable = True
+    zero_initialized = True
+
+    def __init__(self, options: RawOptions, flags: OpenFlags) -> None:
+        super().__init__(options, flags)
+        self.start = options.offset or 0
+        self.window = options.window
+        length = self.file.size
+        if self.start > length:
+            raise OptionError("Offset (%d) cannot be greater than size of the containing file (%d)" % (self.start, length))
+        if self.window is not None:
+            if self.window % SECTOR:
+                raise OptionError("Specified size is not multiple of %d" % SECTOR)
+            if self.window > length - self.start:
+                raise OptionError(
+                    "The sum of offset (%d) and size (%d) has to be smaller or equal to the actual size of the containing file (%d)"
+                    % (self.start, self.window, length)
+                )
+        self.growable = self.window is None and self.file.growable
+        self.zero_initialized = self.file.zero_initialized
+
+    @property
+    def size(self) -> int:
+        if self.window is not None:
+            return self.window
+        return -(-(self.file.size - self.start) // SECTOR) * SECTOR
+
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
+        return (Extent(offset, length, PASS, self.file, self.start + offset),)
+
+    def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        return [Alloc(offset, length, self.file, self.start + offset)]
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        self.file.pwrite_zeroes(self.start + offset, length, unmap)
+        return offset, length
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.file.pdiscard(self.start + offset, length)
+
+    def _truncate(self, size: int, preallocation: str) -> None:
+        if self.window is not None:
+            raise Error("Cannot resize fixed-size raw disks", filename=self.filename)
+        self.file.truncate(self.start + size, preallocation)
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        return flags
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        return 1
+
+    @classmethod
+    def create(cls, file: Node, options: Any) -> None:
+        """The protocol has made the file and gave it its size; a raw image needs no more."""
+
+    @classmethod
+    def measure(cls, options: Any, source: Optional[Node]) -> Measure:
+        size = source.size if source is not None else -(-options.size // SECTOR) * SECTOR
+        return Measure(size, size)

@@ -1,0 +1,373 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a specification to open nodes: file names, json:, image-opts; backing chains; the open policy.
+
+A specification is a nested mapping in the language of QEMU's blockdev options: `driver`, options, and child nodes as
+nested mappings. A graph file and the command line are other spellings of it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import drivers
+from .errors import Denied, Error, OptionError
+from .node import Format, Node, OpenFlags, Protocol, cache_flags
+from .options import flatten, nest, parse_value, opt, split_pairs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Mapping, Optional, Sequence
+
+    from .node import Reference
+
+MAX_CHAIN = 200  # nodes above one another; deeper chains are refused
+MAX_JSON = 1 << 20  # bytes of a json: name
+
+
+class OpenPolicy:
+    """Which files an image may make us open by naming them (backing files, data files, extents).
+
+    mode      "any" (as QEMU does), "none", "same_directory" (files at or below the image's own directory, no links out
+              of it), "listed" (those in `allowed`, after resolving links)
+    allowed   paths of files or directories; for "listed"
+    json      whether stored names may be json: descriptions
+    protocols names of the protocols that a stored name may use
+    """
+
+    __slots__ = ("mode", "allowed", "json", "protocols", "max_chain")
+
+    def __init__(
+        self,
+        mode: str = "any",
+        allowed: Sequence[str] = (),
+        json: bool = True,
+        protocols: Optional[Sequence[str]] = None,
+        max_chain: int = MAX_CHAIN,
+    ) -> None:
+        if mode not in ("any", "none", "same_directory", "listed"):
+            raise OptionError("Unknown open policy '%s'" % mode)
+        self.mode = mode
+        self.allowed = tuple(os.path.realpath(path) for path in allowed)
+        self.json = json
+        self.protocols = protocols
+        self.max_chain = max_chain
+
+    def admit(self, parent: Node, reference: Reference, spec: Mapping[str, Any]) -> None:
+        """Raise Denied unless the file that `reference` of `parent` names, parsed as `spec`, may be opened."""
+        if self.mode == "any" and self.json and self.protocols is None:
+            return
+        what = "%s: the image refers to the %s file '%s', which the open policy" % (parent.filename, reference.role, reference.name)
+        if reference.name.startswith("json:") and not self.json:
+            raise Denied("%s refuses (json: names are not allowed)" % what, filename=parent.filename)
+        inner = spec.get("file", spec)
+        driver = inner.get("driver", "file")
+        if self.protocols is not None and driver not in self.protocols:
+            raise Denied("%s refuses (protocol '%s' is not allowed)" % (what, driver), filename=parent.filename)
+        if self.mode == "any":
+            return
+        path = os.path.realpath(inner.get("filename", ""))
+        if self.mode == "none" or driver != "file":
+            raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
+        places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(local_path(parent))),)
+        if not any(path == place or path.startswith(place.rstrip("/") + "/") for place in places):
+            raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
+
+
+_GENERIC = ("node-name", "read-only", "auto-read-only", "force-share", "detect-zeroes", "discard", "active")
+
+
+class Graph:
+    """A set of nodes opened under one policy, with the objects (secrets, throttle groups) that they refer to by id."""
+
+    def __init__(self, policy: Optional[OpenPolicy] = None, objects: Optional[Mapping[str, Any]] = None) -> None:
+        self.policy = policy or OpenPolicy()
+        self.objects = dict(objects or {})
+        self.named: dict[str, Node] = {}
+
+    def open(self, filename: str, format: Optional[str] = None, flags: Optional[OpenFlags] = None, image_opts: bool = False) -> Node:
+        """Open an image, and its backing chain unless flags.no_backing.
+
+        `filename` is a plain name, protocol:name, json:{...} or, with `image_opts`, a string k=v,k2=v2; `format` names
+        the driver, None probes. Raises Error in QEMU's words, beginning "Could not open '<filename>'", and Denied.
+        """
+        try:
+            spec = parse_image_opts(filename) if image_opts else parse_filename(filename)
+            if format is not None:
+                if spec.get("driver", format) != format:
+                    raise OptionError("Driver specified twice")
+                spec = {"driver": format, **spec}
+            return self.open_spec(spec, flags or OpenFlags())
+        except Error as exc:
+            raise _prefixed("Could not open '%s': " % filename, exc, filename) from exc
+        except OSError as exc:
+            raise Error("Could not open '%s': %s" % (filename, exc.strerror or exc), filename=filename, errno=exc.errno) from exc
+
+    def open_spec(self, spec: Mapping[str, Any], flags: OpenFlags, above: tuple[Any, ...] = ()) -> Node:
+        """Open the node that `spec` describes. `above` holds the identities of the files in the overlays above it."""
+        values = dict(spec)
+        flags = _generic_flags(values, flags)
+        name = values.pop("node-name", None)
+        driver = values.pop("driver", None)
+        if driver is None and "file" not in values and "filename" in values:
+            values = {**{k: v for k, v in values.items() if k != "filename"}, **parse_filename(str(values["filename"]))}
+            driver = values.pop("driver", None)
+        opened: list[Node] = []
+        try:
+            node = self._build(driver, values, flags, opened)
+            opened.append(node)
+            node.filename = describe(node, spec)
+            self._open_references(node, spec, above)
+        except BaseException:
+            for child in reversed(opened):
+                child.abandon()
+            raise
+        if name is not None:
+            self.named[name] = node
+        return node
+
+    def _build(self, driver: Optional[str], values: dict[str, Any], flags: OpenFlags, opened: list[Node]) -> Node:
+        """Open the children that `values` describes, then the node itself; `opened` collects what must be closed on failure."""
+        if driver is None:
+            from .probe import probe
+
+            if "file" not in values:
+                raise OptionError('A block device must be specified for "file"')
+            # a format's permissions are asked for, since which format it is shows only afterwards
+            file = self._child("file", values.pop("file"), Format.child_flags("file", flags))
+            opened.append(file)
+            driver = probe(file, file.filename)
+            cls = drivers.lookup(driver)
+            file.change_flags(cls.child_flags("file", flags))
+            values["file"] = file
+        cls = drivers.lookup(driver)
+        for key, field in cls.options_class.fields.items():
+            if field.kind == "NodeRef" and key != "backing" and not isinstance(values.get(key), Node):
+                if values.get(key) is None:
+                    if not field.optional and key == "file":
+                        raise OptionError('A block device must be specified for "file"')
+                    continue
+                values[key] = self._child(key, values[key], cls.child_flags(key, flags))
+                opened.append(values[key])
+        values.pop("backing", None)
+        unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
+        children = {key: value for key, value in values.items() if isinstance(value, Node)}
+        flat = flatten({key: value for key, value in values.items() if key not in children})
+        options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver)
+        return cls(options, flags)
+
+    def _child(self, key: str, spec: Any, flags: OpenFlags) -> Node:
+        if isinstance(spec, Node):
+            return spec
+        if isinstance(spec, str):
+            if spec in self.named:
+                return self.named[spec]
+            raise OptionError("Cannot find device='' nor node-name='%s'" % spec)
+        if not isinstance(spec, dict):
+            raise OptionError("Invalid parameter type for '%s', expected: object" % key)
+        return self.open_spec(spec, flags)
+
+    def _open_references(self, node: Node, spec: Mapping[str, Any], above: tuple[Any, ...]) -> None:
+        """Open what the image itself names, or what `spec` puts in its place."""
+        chain = above + (identity(node),)
+        given = spec.get("backing", "stored") if node.supports_backing else "stored"
+        references = node.references()
+        if given != "stored" and not node.flags.no_backing:
+            if given is not None and given != "":
+                if not isinstance(given, dict):
+                    raise OptionError("Cannot find device='' nor node-name='%s'" % given)
+                node.attach("backing", self.open_spec(given, type(node).child_flags("backing", node.flags), chain))
+            references = [reference for reference in references if reference.role != "backing"]
+        for reference in references:
+            if reference.role == "backing" and node.flags.no_backing:
+                continue
+            node.attach(reference.role, self._open_reference(node, reference, chain))
+
+    def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
+        resolved = resolve_name(node, reference.name)
+        try:
+            spec = parse_filename(resolved)
+            if reference.format:
+                spec = {"driver": reference.format, **spec}
+            self.policy.admit(node, reference, spec)
+            if len(chain) >= self.policy.max_chain:
+                raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
+            if _identity_of_spec(spec) in chain and _identity_of_spec(spec) is not None:
+                raise Error("Backing file '%s' creates an infinite loop." % resolved, filename=node.filename)
+            return self.open_spec(spec, type(node).child_flags(reference.role, node.flags), chain)
+        except Denied:
+            raise
+        except Error as exc:
+            raise _prefixed("Could not open %s file: " % reference.role, exc, node.filename) from exc
+        except OSError as exc:
+            raise Error(
+                "Could not open %s file: Could not open '%s': %s" % (reference.role, resolved, exc.strerror or exc),
+                filename=node.filename,
+                errno=exc.errno,
+            ) from exc
+
+
+def open_image(
+    filename: str,
+    format: Optional[str] = None,
+    flags: Optional[OpenFlags] = None,
+    *,
+    image_opts: bool = False,
+    policy: Optional[OpenPolicy] = None,
+    objects: Optional[Mapping[str, Any]] = None,
+) -> Node:
+    """Open one image in a graph of its own; see Graph.open."""
+    return Graph(policy, objects).open(filename, format, flags, image_opts)
+
+
+def parse_filename(filename: str) -> dict[str, Any]:
+    """The specification that a plain FILENAME operand or a stored name means; the driver of the format is left open.
+
+    Raises OptionError for an unknown protocol or a malformed json: name.
+    """
+    if filename.startswith("json:"):
+        return _parse_json(filename)
+    protocol = protocol_prefix(filename)
+    if protocol is None:
+        return {"file": {"driver": _file_driver(filename), "filename": filename}}
+    cls = drivers.lookup_protocol(protocol)
+    return {"file": {"driver": protocol, **cls.parse_name(filename)}}
+
+
+def protocol_prefix(filename: str) -> Optional[str]:
+    """The protocol in front of the first colon, unless a slash comes earlier; None for a path."""
+    colon = filename.find(":")
+    slash = filename.find("/")
+    if colon < 0 or 0 <= slash < colon:
+        return None
+    return filename[:colon]
+
+
+def _file_driver(path: str) -> str:
+    """host_device for a block or character device, else file."""
+    import stat
+
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "file"
+    return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
+
+
+def _parse_json(filename: str) -> dict[str, Any]:
+    import json
+
+    if len(filename) > MAX_JSON:
+        raise OptionError("A json: name may be at most %d bytes long" % MAX_JSON)
+    try:
+        value = json.loads(filename[5:])
+    except (ValueError, RecursionError) as exc:
+        raise OptionError("Could not parse the JSON options: %s" % exc) from None
+    if not isinstance(value, dict):
+        raise OptionError("Invalid JSON object given")
+    return nest(value)
+
+
+def parse_image_opts(text: str) -> dict[str, Any]:
+    """The specification that an --image-opts string means."""
+    return nest(dict(split_pairs(text, implied_key="file")))
+
+
+def resolve_name(node: Node, name: str) -> str:
+    """A stored name as seen from the working directory: relative ones are relative to the image that stores them."""
+    if not name or name.startswith("/") or name.startswith("json:") or protocol_prefix(name) is not None:
+        return name
+    base = node.filename
+    if base.startswith("json:"):
+        base = local_path(node)
+    return base[: base.rfind("/") + 1] + name
+
+
+def local_path(node: Node) -> str:
+    """The path of the local file at the bottom of `node`; "" where there is none."""
+    file: Optional[Node] = node
+    while file is not None and not file.leaf:
+        file = file.children.get("file")
+    return getattr(file.options, "filename", "") if file is not None else ""
+
+
+def identity(node: Node) -> Any:
+    """What tells the file below `node` from all others (device and inode, or the name); None where nothing does."""
+    return _identity_of_path(local_path(node))
+
+
+def _identity_of_spec(spec: Mapping[str, Any]) -> Any:
+    inner = spec.get("file", spec)
+    return _identity_of_path(str(inner.get("filename", ""))) if isinstance(inner, dict) else None
+
+
+def _identity_of_path(path: str) -> Any:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def describe(node: Node, spec: Mapping[str, Any]) -> str:
+    """The name of a node for people: the plain file name where that says it all, else json:{...}."""
+    if isinstance(node, Protocol):
+        name = node.options_name()
+        return name
+    file = node.children.get("file")
+    extra = [key for key in node.options.given() if key not in node.children]
+    if file is not None and not extra and "backing" not in spec and not file.filename.startswith("json:"):
+        return file.filename
+    import json
+
+    return "json:" + json.dumps(_spec_of(node))
+
+
+def _spec_of(node: Node) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for key, value in node.options.given().items():
+        if key not in node.children:
+            given[key] = value if isinstance(value, str) else ("on" if value is True else "off" if value is False else str(value))
+    given["driver"] = node.driver
+    for role, child in node.children.items():
+        if role != "backing":
+            given[role] = _spec_of(child)
+    return given
+
+
+def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
+    """Take the options that every node has out of `values` and apply them to `flags`."""
+    changed: dict[str, Any] = {}
+    cache = values.pop("cache", None) or {}
+    for key in ("direct", "no-flush"):
+        if isinstance(cache, dict) and key in cache:
+            changed[key.replace("-", "_")] = _boolean(cache[key], "cache." + key)
+    for key in _GENERIC:
+        if key == "node-name" or key not in values:
+            continue
+        value = values.pop(key)
+        if key == "discard":
+            if value not in ("ignore", "off", "unmap", "on"):
+                raise OptionError("Invalid discard option")
+            changed["unmap"] = value in ("unmap", "on")
+        elif key == "force-share":
+            changed["force_share"] = _boolean(value, key)
+        elif key == "read-only" and _boolean(value, key):
+            changed["writable"] = changed["resize"] = False
+    return flags.but(**changed) if changed else flags
+
+
+def _boolean(value: Any, key: str) -> bool:
+    field = opt(False)
+    field.kind = "bool"
+    return bool(parse_value(field, value, key))
+
+
+def _prefixed(prefix: str, exc: Error, filename: str) -> Error:
+    """The same error with more context in front; its class and its details stay."""
+    again = type(exc).__new__(type(exc))
+    Error.__init__(again, prefix + str(exc), filename=exc.filename or filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)
+    return again
+
+
+__all__ = ["Graph", "OpenPolicy", "cache_flags", "describe", "open_image", "parse_filename", "parse_image_opts", "resolve_name"]

@@ -1,0 +1,764 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Node, a point of the block graph (protocol, format or filter), and all the policy that drivers share.
+
+A driver says where bytes are; bounds, end of file, backing chains, zero fill, copy-on-write, alignment and the splitting
+of requests are written here, once. Offsets and lengths are bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+from _thread import RLock, allocate_lock
+
+from .errors import Error, ReadOnly, Unsupported
+from .extent import COMPRESSED, DATA, PASS, RECURSE, ZERO, Extent, clip, coalesce
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Iterable, Iterator, Optional, Sequence, Union
+
+    from typing_extensions import Self
+
+    from .check import CheckResult
+    from .options import Options
+
+    Buffer = Union[bytes, bytearray, memoryview]
+
+# Permissions: what a user of a node does (perm) and what it tolerates from others (shared). The numbers are QEMU's and
+# are the lock byte offsets of protocols/file.py.
+CONSISTENT_READ = 1
+WRITE = 2
+WRITE_UNCHANGED = 4
+RESIZE = 8
+ALL = 15
+
+CHUNK = 1 << 20  # bytes of zeroes written at a time, and the largest copy-on-write buffer
+_ZEROES = bytes(CHUNK)
+MAX_SIZE = (1 << 63) - 512  # bytes; no node is larger
+
+
+class OpenFlags:
+    """How a node is opened. Immutable by convention; `but()` gives a changed copy.
+
+    writable, resize     the user will write, or change the size
+    direct, no_flush     cache.direct and cache.no-flush: O_DIRECT, and flushes that do nothing
+    writethrough         every write is followed by a flush
+    force_share          read-only, and whatever others do is tolerated (-U)
+    no_backing, no_io    do not open the backing file; guest data will not be read (info, create -b)
+    check                opened for check: a corrupt bit is no obstacle, and nothing is repaired on open
+    unmap                discard requests reach the host (discard=unmap)
+    locking              "auto", "on" or "off"; protocols/file.py says what they mean
+    perm, shared         permissions; None derives them from the above
+    """
+
+    __slots__ = (
+        "writable",
+        "resize",
+        "direct",
+        "no_flush",
+        "writethrough",
+        "force_share",
+        "no_backing",
+        "no_io",
+        "check",
+        "unmap",
+        "perm",
+        "shared",
+    )
+
+    writable: bool
+    resize: bool
+    direct: bool
+    no_flush: bool
+    writethrough: bool
+    force_share: bool
+    no_backing: bool
+    no_io: bool
+    check: bool
+    unmap: bool
+    perm: Optional[int]
+    shared: Optional[int]
+
+    def __init__(self, **values: Any) -> None:
+        for name in self.__slots__:
+            setattr(self, name, values.pop(name, None if name in ("perm", "shared") else False))
+        if values:
+            raise TypeError("OpenFlags has no %s" % ", ".join(sorted(values)))
+
+    def but(self, **values: Any) -> OpenFlags:
+        """A copy with some values changed."""
+        return OpenFlags(**{**{name: getattr(self, name) for name in self.__slots__}, **values})
+
+    def permissions(self) -> tuple[int, int]:
+        """(perm, shared) with the defaults filled in."""
+        perm = self.perm
+        if perm is None:
+            perm = (0 if self.no_io else CONSISTENT_READ) | (WRITE if self.writable else 0) | (RESIZE if self.resize else 0)
+        shared = self.shared
+        if shared is None:
+            shared = ALL & ~RESIZE if self.resize else ALL
+        return perm, shared
+
+
+def cache_flags(mode: str) -> Optional[dict[str, bool]]:
+    """The OpenFlags fields of a cache mode (`-t`, `-T`); None for an unknown mode."""
+    modes = {
+        "none": {"direct": True},
+        "off": {"direct": True},
+        "writeback": {},
+        "writethrough": {"writethrough": True},
+        "directsync": {"direct": True, "writethrough": True},
+        "unsafe": {"no_flush": True},
+    }
+    return modes.get(mode)
+
+
+class Alloc:
+    """Where `length` bytes at guest `offset` are to be written: `host_offset` of `host`.
+
+    A fresh one covers whole allocation units (and so more than was asked for), is not yet visible to `_map` and must be
+    linked or aborted. `token` is the driver's own.
+    """
+
+    __slots__ = ("offset", "length", "host", "host_offset", "fresh", "token")
+
+    def __init__(self, offset: int, length: int, host: Node, host_offset: int, fresh: bool = False, token: Any = None) -> None:
+        self.offset = offset
+        self.length = length
+        self.host = host
+        self.host_offset = host_offset
+        self.fresh = fresh
+        self.token = token
+
+    def __repr__(self) -> str:
+        return "Alloc(%#x, %#x, host_offset=%#x, fresh=%s)" % (self.offset, self.length, self.host_offset, self.fresh)
+
+
+class Reference:
+    """A file that an image names: `role` is the child's name ("backing", "data-file", "extents.0")."""
+
+    __slots__ = ("role", "name", "format")
+
+    def __init__(self, role: str, name: str, format: Optional[str] = None) -> None:
+        self.role = role
+        self.name = name
+        self.format = format
+
+
+class Measure:
+    """Bytes that a new image needs: `required` now, `fully_allocated` once every guest byte was written; `bitmaps`
+    bytes more to hold the source's dirty bitmaps, None where either side has none to offer."""
+
+    __slots__ = ("required", "fully_allocated", "bitmaps")
+
+    def __init__(self, required: int, fully_allocated: int, bitmaps: Optional[int] = None) -> None:
+        self.required = required
+        self.fully_allocated = fully_allocated
+        self.bitmaps = bitmaps
+
+
+class Node:
+    """Base of all drivers: the public methods, and the hooks (leading underscore) that a driver overrides."""
+
+    driver: ClassVar[str] = ""  # QEMU's name of it
+    options_class: ClassVar[type[Options]]
+    leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
+    supports_backing: ClassVar[bool] = False
+    supports_compression: ClassVar[bool] = False
+    creatable: ClassVar[bool] = False
+
+    allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
+    request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
+    zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
+    growable: bool = False  # a write beyond the end makes the node larger
+
+    cluster_size: int = 0  # bytes, 0 where the format has none; for info
+    dirty: bool = False  # not cleanly shut down
+    encrypted: bool = False
+    compressed: bool = False
+    backing_filename: Optional[str] = None  # as stored in the image
+    backing_format: Optional[str] = None
+
+    def __init__(self, options: Options, flags: OpenFlags) -> None:
+        self.options = options
+        self.flags = flags
+        self.filename = ""  # what the user would call it; graph.py fills it in
+        self.children: dict[str, Node] = {}
+        for field in options.fields.values():
+            if field.kind == "NodeRef":
+                child = getattr(options, field.name)
+                if isinstance(child, Node):
+                    self.children[field.key] = child
+        self.backing: Optional[Node] = self.children.get("backing")
+        self._size = 0
+        self._lock = RLock()  # guards metadata; never held across data I/O
+        self._inflight: list[tuple[int, int, Any]] = []  # (start, end, lock) of writes under way
+        self._closed = False
+
+    # -- what a node is ------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Virtual size in bytes."""
+        return self._size
+
+    @property
+    def read_only(self) -> bool:
+        return not self.flags.writable
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, *_rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """`length` bytes at `offset`. Raises Error beyond the end of the node, OSError as the host does."""
+        buffer = bytearray(length)
+        self.pread_into(offset, buffer)
+        return bytes(buffer)
+
+    def pread_into(self, offset: int, buffer: Union[bytearray, memoryview]) -> None:
+        """Fill `buffer` with the bytes at `offset`; see pread."""
+        view = memoryview(buffer).cast("B")
+        if self.leaf:
+            self.read_own(offset, view)
+            return
+        self._check_range(offset, len(view))
+        for start, length, _status, host, host_offset in self.resolve(offset, len(view)):
+            part = view[start - offset : start - offset + length]
+            if host is None:
+                fill_zeroes(part)
+            else:
+                host.read_own(host_offset, part)
+
+    def read_own(self, host_offset: int, view: memoryview) -> None:
+        """Read bytes that this node hosts, whatever its request alignment is; what lies beyond the end is zero."""
+        align = self.request_alignment
+        if align == 1:
+            self._pread_into(host_offset, view)
+            return
+        for start, length in _pieces(host_offset, len(view), CHUNK, align):
+            first = start // align * align
+            bounce = aligned_buffer(-(-(start + length - first) // align) * align)
+            self._pread_into(first, bounce)
+            view[start - host_offset : start - host_offset + length] = bounce[start - first : start - first + length]
+
+    def block_status(self, offset: int, length: int, want_zero: bool = True) -> list[Extent]:
+        """How this layer stores a range: contiguous, merged extents that cover it exactly.
+
+        A status without ALLOCATED-bearing bits (0) means that the backing node has it. With `want_zero` hosts are asked for holes.
+        """
+        return coalesce(self._status(offset, length, want_zero))
+
+    def _status(self, offset: int, length: int, want_zero: bool) -> Iterator[Extent]:
+        for extent in self._extents(offset, length):
+            start, count, status, host, host_offset = extent
+            if host is None or host is self:
+                yield extent
+            elif status & PASS:
+                for inner in host._status_or_leaf(host_offset, count, want_zero):
+                    yield Extent(inner[0] - host_offset + start, inner[1], inner[2], inner[3], inner[4])
+            elif status & RECURSE and want_zero:
+                for inner in host._status_or_leaf(host_offset, count, True):
+                    shift = inner[0] - host_offset
+                    yield Extent(start + shift, inner[1], status & ~RECURSE | inner[2] & ZERO, host, host_offset + shift)
+            else:
+                yield Extent(start, count, status & ~RECURSE, host, host_offset)
+
+    def _status_or_leaf(self, offset: int, length: int, want_zero: bool) -> Iterable[Extent]:
+        """Like _status, but a leaf is not asked where nobody wants to know its holes."""
+        if self.leaf and not want_zero:
+            from .extent import ALLOCATED, OFFSET_VALID
+
+            return (Extent(offset, length, DATA | OFFSET_VALID | ALLOCATED, self, offset),)
+        return self._status(offset, length, want_zero)
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """`_map` of a range, clipped to it; a map with gaps or overlaps is the driver's bug and fails here."""
+        position = offset
+        end = offset + length
+        for extent in self._map(offset, length) if length else ():
+            start = extent[0]
+            stop = start + extent[1]
+            if stop <= position:
+                continue
+            if start > position or start >= end:
+                break
+            if start < position or stop > end:
+                extent = clip(extent, position, end)
+            yield extent
+            position = min(stop, end)
+            if position == end:
+                return
+        if position != end:
+            raise RuntimeError("driver %s: _map(%#x, %#x) leaves a gap at %#x" % (self.driver, offset, length, position))
+
+    def resolve(self, offset: int, length: int, want_zero: bool = False) -> list[Extent]:
+        """Who holds the bytes of a range, through filters and the whole backing chain.
+
+        Each extent is either DATA, with a host whose `read_own(host_offset, ...)` gives the bytes, or ZERO without a
+        host. With `want_zero` the hosts are asked for holes, where they may know of some.
+        """
+        found: list[Extent] = []
+        for start, count, status, host, host_offset in self._extents(offset, length):
+            if status & ZERO:
+                found.append(Extent(start, count, ZERO))
+            elif host is self:
+                found.append(Extent(start, count, DATA | status & COMPRESSED, self, host_offset))
+            elif host is not None:
+                if host.leaf and not (want_zero and status & (PASS | RECURSE)):
+                    found.append(Extent(start, count, DATA, host, host_offset))
+                    continue
+                for inner in host.resolve(host_offset, count, want_zero):
+                    found.append(Extent(inner[0] - host_offset + start, inner[1], inner[2], inner[3], inner[4]))
+            else:
+                self._resolve_backing(found, start, count, want_zero)
+        return found if len(found) < 2 else coalesce(found)
+
+    def _resolve_backing(self, found: list[Extent], start: int, count: int, want_zero: bool) -> None:
+        backing = self.backing
+        inside = 0 if backing is None else max(0, min(count, backing.size - start))
+        if inside and backing is not None:
+            found.extend(backing.resolve(start, inside, want_zero))
+        if inside < count:
+            found.append(Extent(start + inside, count - inside, ZERO))
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write `data` at `offset`. Raises ReadOnly, Error beyond the end, OSError as the host does."""
+        view = memoryview(data).cast("B")
+        self._check_write(offset, len(view))
+        self._write(offset, view)
+        if self.flags.writethrough:
+            self.flush()
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        if not len(view):
+            return
+        if self.leaf:
+            self.write_own(offset, view)
+            return
+        entry = self.serialise(offset, len(view))
+        try:
+            allocs = self._alloc(offset, len(view))
+            fresh = [alloc for alloc in allocs if alloc.fresh]
+            try:
+                for alloc in allocs:
+                    self._fill(alloc, offset, view)
+            except BaseException:
+                self._abort(fresh)
+                raise
+            if fresh:
+                self._link(fresh)
+        finally:
+            self.release(entry)
+
+    def _fill(self, alloc: Alloc, offset: int, view: memoryview) -> None:
+        """Write the part of `view` (data for guest `offset`) that falls into `alloc`; a fresh one is completed with
+        the old content around it."""
+        start = max(alloc.offset, offset)
+        end = min(alloc.offset + alloc.length, offset + len(view))
+        data = view[start - offset : end - offset]
+        head = start - alloc.offset
+        tail = alloc.offset + alloc.length - end
+        if not alloc.fresh or not (head or tail):
+            alloc.host.write_hosted(alloc.host_offset + head, data)
+        elif alloc.length <= CHUNK:
+            whole = memoryview(bytearray(alloc.length))
+            self._read_old(alloc.offset, whole[:head])
+            whole[head : head + len(data)] = data
+            self._read_old(end, whole[head + len(data) :])
+            alloc.host.write_hosted(alloc.host_offset, whole)
+        else:
+            self._copy_old(alloc, alloc.offset, head)
+            alloc.host.write_hosted(alloc.host_offset + head, data)
+            self._copy_old(alloc, end, tail)
+
+    def _read_old(self, offset: int, view: memoryview) -> None:
+        """Read present content for copy-on-write; what lies beyond the virtual size is zero."""
+        inside = max(0, min(len(view), self.size - offset))
+        if inside:
+            self.pread_into(offset, view[:inside])
+
+    def _copy_old(self, alloc: Alloc, offset: int, length: int) -> None:
+        for start, count in _pieces(offset, length, CHUNK, 1):
+            piece = memoryview(bytearray(count))
+            self._read_old(start, piece)
+            alloc.host.write_hosted(alloc.host_offset + start - alloc.offset, piece)
+
+    def write_hosted(self, host_offset: int, view: memoryview) -> None:
+        """Write for a parent that got this place from an Alloc; the node may grow by it."""
+        if self.leaf:
+            self.write_own(host_offset, view)
+        else:
+            self._write(host_offset, view)
+
+    def write_own(self, host_offset: int, view: memoryview) -> None:
+        """Write bytes that this node hosts, whatever its request alignment is."""
+        align = self.request_alignment
+        if align == 1:
+            self._pwrite(host_offset, view)
+            return
+        end = host_offset + len(view)
+        entry = self.serialise(host_offset, len(view), align)
+        try:
+            for start, length in _pieces(host_offset, len(view), CHUNK, align):
+                first = start // align * align
+                last = -(-(start + length) // align) * align
+                bounce = aligned_buffer(last - first)
+                if first < start:
+                    self._pread_into(first, bounce[:align])
+                if start + length < last and (last - first > align or first == start):
+                    self._pread_into(last - align, bounce[-align:])
+                bounce[start - first : start - first + length] = view[start - host_offset : start - host_offset + length]
+                self._pwrite(first, bounce)
+            self._trim(end)
+        finally:
+            self.release(entry)
+
+    def pwrite_zeroes(self, offset: int, length: int, unmap: bool = False) -> None:
+        """Make a range read as zeroes, cheaply where the driver can; `unmap` lets it give the space back."""
+        self._check_write(offset, length)
+        if not length:
+            return
+        entry = self.serialise(offset, length)
+        try:
+            start, count = self._zero(offset, length, unmap)
+        finally:
+            self.release(entry)
+        if not count:
+            start = offset + length
+        for low, high in ((offset, start), (start + count, offset + length)):
+            for position, size in _pieces(low, high - low, CHUNK, 1):
+                self._write(position, memoryview(_ZEROES)[:size])
+        if self.flags.writethrough:
+            self.flush()
+
+    def pdiscard(self, offset: int, length: int) -> None:
+        """Say that the content of a range does not matter any more; what it reads as afterwards is the driver's affair."""
+        self._check_write(offset, length)
+        if length:
+            entry = self.serialise(offset, length)
+            try:
+                self._discard(offset, length)
+            finally:
+                self.release(entry)
+
+    def reserve(self, offset: int, length: int) -> list[Alloc]:
+        """For copy.py: room for data of whole allocation units, to be published or given back."""
+        return self._alloc(offset, length)
+
+    def publish(self, allocs: Sequence[Alloc]) -> None:
+        """For copy.py: make reserved room visible, its data being written."""
+        fresh = [alloc for alloc in allocs if alloc.fresh]
+        if fresh:
+            self._link(fresh)
+
+    def withdraw(self, allocs: Sequence[Alloc]) -> None:
+        """For copy.py: give reserved room back."""
+        self._abort([alloc for alloc in allocs if alloc.fresh])
+
+    def write_compressed(self, offset: int, data: Buffer) -> None:
+        """Store one allocation unit (the last may be short) compressed. Raises Unsupported where the format cannot."""
+        view = memoryview(data).cast("B")
+        self._check_write(offset, len(view))
+        if not self.supports_compression:
+            raise Unsupported("Compression not supported for this file format")
+        self._pwrite_compressed(offset, view)
+
+    def serialise(self, offset: int, length: int, unit: int = 0) -> Any:
+        """Wait for writes under way in the same allocation units, then register this one; `release` takes the result."""
+        unit = unit or self.allocation_unit
+        if not unit:
+            return None
+        start = offset // unit * unit
+        end = -(-(offset + length) // unit) * unit
+        while True:
+            with self._lock:
+                for low, high, busy in self._inflight:
+                    if low < end and start < high:
+                        break
+                else:
+                    own = allocate_lock()
+                    own.acquire()
+                    entry = (start, end, own)
+                    self._inflight.append(entry)
+                    return entry
+            with busy:
+                pass
+
+    def release(self, entry: Any) -> None:
+        """End what `serialise` began."""
+        if entry is not None:
+            with self._lock:
+                self._inflight.remove(entry)
+            entry[2].release()
+
+    # -- the whole node ------------------------------------------------------------------------------------------
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Change the virtual size to `size` bytes; `preallocation` says how a growing part is allocated.
+
+        Raises ReadOnly, Unsupported where the format cannot, OptionError for a preallocation mode it does not know.
+        """
+        if self.read_only:
+            raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
+        if not 0 <= size <= MAX_SIZE:
+            raise Error("Required too big image size, it must be not greater than %d" % MAX_SIZE, filename=self.filename, errno=errno.EFBIG)
+        self._truncate(size, preallocation)
+
+    def flush(self) -> None:
+        """Bring all written data and metadata to stable storage (but for cache.no-flush)."""
+        if self.flags.writable and not self._closed:
+            self._flush()
+            for child in self.children.values():
+                child.flush()
+
+    def close(self) -> None:
+        """Flush, give everything back, close the children. A second call does nothing. Raises what the flush raises,
+        after all is closed."""
+        if self._closed:
+            return
+        try:
+            self.flush()
+            self._close()
+        finally:
+            self._closed = True
+            self._close_children(Node.close)
+
+    def abandon(self) -> None:
+        """Close after a failure: as a crash would, without writing what is cached."""
+        if not self._closed:
+            self._closed = True
+            self._close_children(Node.abandon)
+
+    def _close_children(self, how: Any) -> None:
+        failure: Optional[BaseException] = None
+        for child in self.children.values():
+            try:
+                how(child)
+            except (Error, OSError) as exc:
+                failure = failure or exc
+        self._release_host()
+        if failure is not None:
+            raise failure
+
+    def change_flags(self, flags: OpenFlags) -> None:
+        """Take the flags of the parent that turned out to need this node, before anything was done with it."""
+        self.flags = flags
+
+    def attach(self, role: str, child: Node) -> None:
+        """Take a child that a Reference named; for graph.py."""
+        self.children[role] = child
+        if role == "backing":
+            self.backing = child
+
+    def check(self, repair: str = "") -> CheckResult:
+        """Check the metadata; `repair` is "", "leaks" or "all". Raises Unsupported where the format has no check."""
+        return self._check(repair)
+
+    def layers(self) -> Iterator[Node]:
+        """This node and its backing chain, top first."""
+        node: Optional[Node] = self
+        while node is not None:
+            yield node
+            node = node.backing
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size and not self.growable:
+            raise Error(
+                "%s: request for %d bytes at %#x is beyond the end (%d bytes)" % (self.filename or self.driver, length, offset, self.size),
+                filename=self.filename,
+                offset=offset,
+                errno=errno.EIO,
+            )
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise ReadOnly("%s: opened read-only" % (self.filename or self.driver), filename=self.filename, errno=errno.EACCES)
+        self._check_range(offset, length)
+
+    # -- hooks: what a driver writes only as it needs it ---------------------------------------------------------
+
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
+        """Extents that cover the range, ascending, without gaps; they may begin before and end after it. Only reads metadata."""
+        raise NotImplementedError(self.driver)
+
+    def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        """RESERVE room for the range and say where; see Alloc."""
+        raise Unsupported("%s: the %s driver cannot write" % (self.filename, self.driver), filename=self.filename)
+
+    def _link(self, allocs: Sequence[Alloc]) -> None:
+        """PUBLISH fresh allocations whose data is written."""
+
+    def _abort(self, allocs: Sequence[Alloc]) -> None:
+        """Give back fresh allocations that will not be linked."""
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        """Zero what is cheap inside the range and return (offset, length) of that part; length 0 for none."""
+        return offset, 0
+
+    def _discard(self, offset: int, length: int) -> None:
+        """Discard what can be discarded inside the range."""
+
+    def _truncate(self, size: int, preallocation: str) -> None:
+        raise Unsupported("Image format driver does not support resize", filename=self.filename, errno=errno.ENOTSUP)
+
+    def _trim(self, end: int) -> None:
+        """After a padded write that should have ended at `end`: cut what the padding added to the node."""
+
+    def _flush(self) -> None:
+        """Write cached metadata, pointers after what they point at."""
+
+    def _close(self) -> None:
+        """Last metadata updates of a clean shut-down; called after a flush."""
+
+    def _release_host(self) -> None:
+        """Close descriptors and connections; called last, also after a failure."""
+
+    def _pread_into(self, host_offset: int, view: memoryview) -> None:
+        """Fill `view` with bytes that this node hosts; zeroes beyond the end."""
+        raise NotImplementedError(self.driver)
+
+    def _pwrite(self, host_offset: int, view: memoryview) -> None:
+        """Write bytes that this node hosts."""
+        raise NotImplementedError(self.driver)
+
+    def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
+        """Store one unit compressed; the codec runs outside the lock, the reservation inside it."""
+        raise NotImplementedError(self.driver)
+
+    def _check(self, repair: str) -> CheckResult:
+        raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
+
+    def references(self) -> list[Reference]:
+        """The files that this image names and needs; graph.py opens them and calls attach."""
+        return []
+
+    def fileno(self) -> int:
+        """A descriptor through which plain bytes of this node can be read and written at host_offset, or -1."""
+        return -1
+
+    def format_specific(self) -> Optional[dict[str, Any]]:
+        """The `data` of info's format-specific object, in QEMU's keys; None where there is none."""
+        return None
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        """How the child `role` is to be opened for a parent that is opened with `flags`."""
+        return flags
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        """How sure the driver is that an image that begins with `head` is its own: 0 (not) .. 100."""
+        return 0
+
+    @classmethod
+    def create(cls, file: Node, options: Any) -> None:
+        """Write a new, empty image into `file` (opened for writing, of length 0); `options` is a `create_options` record."""
+        raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)
+
+    @classmethod
+    def measure(cls, options: Any, source: Optional[Node]) -> Measure:
+        """Bytes needed for an image made with `options` that takes the content of `source` (None: empty)."""
+        raise Unsupported("Block driver '%s' does not support size measurement" % cls.driver)
+
+
+class Format(Node):
+    """A format: guest bytes are kept in the child `file` by metadata of its own."""
+
+    create_options: ClassVar[type[Options]]
+
+    @property
+    def file(self) -> Node:
+        return self.children["file"]
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        exclusive = ALL & ~(WRITE | RESIZE)
+        if role == "backing":
+            return flags.but(writable=False, resize=False, check=False, perm=CONSISTENT_READ, shared=ALL if flags.force_share else exclusive)
+        perm = (0 if flags.no_io else CONSISTENT_READ) | (WRITE | RESIZE if flags.writable else 0)
+        return flags.but(writethrough=False, perm=perm, shared=ALL if flags.force_share else exclusive)
+
+
+class Filter(Node):
+    """A filter: its child `file` has the content, and extents pass through unless the filter must see the I/O."""
+
+    @property
+    def file(self) -> Node:
+        return self.children["file"]
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
+        return (Extent(offset, length, PASS, self.file, offset),)
+
+    def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        return [Alloc(offset, length, self.file, offset)]
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        self.file.pwrite_zeroes(offset, length, unmap)
+        return offset, length
+
+    def _discard(self, offset: int, length: int) -> None:
+        self.file.pdiscard(offset, length)
+
+    def _truncate(self, size: int, preallocation: str) -> None:
+        self.file.truncate(size, preallocation)
+
+
+class Protocol(Node):
+    """A protocol: access to storage. It hosts its own bytes."""
+
+    leaf = True
+    create_options: ClassVar[type[Options]]
+
+    def options_name(self) -> str:
+        """The name by which a user would open this node."""
+        return str(getattr(self.options, "filename", "") or self.driver + "://")
+
+    @classmethod
+    def parse_name(cls, filename: str) -> dict[str, Any]:
+        """The options that a name of the form `protocol:...` stands for. Raises OptionError."""
+        return {}
+
+    @classmethod
+    def create_file(cls, filename: str, options: Any, flags: OpenFlags) -> None:
+        """Create or empty the storage that `filename` (as parse_filename gives it) names, `options.size` bytes long."""
+        raise Unsupported("Protocol driver '%s' does not support image creation" % cls.driver)
+
+
+def fill_zeroes(view: memoryview) -> None:
+    """Set every byte of `view` to zero."""
+    for position in range(0, len(view), CHUNK):
+        part = view[position : position + CHUNK]
+        part[:] = memoryview(_ZEROES)[: len(part)]
+
+
+def aligned_buffer(length: int) -> memoryview:
+    """A zeroed, page-aligned buffer of `length` bytes, as O_DIRECT needs it."""
+    import mmap
+
+    return memoryview(mmap.mmap(-1, max(length, 1)))[:length]
+
+
+def _pieces(offset: int, length: int, most: int, align: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into (offset, length) pieces of at most `most` bytes; inner cuts fall on multiples of `align`."""
+    end = offset + length
+    while offset < end:
+        stop = min(end, (offset + most) // align * align)
+        if stop <= offset:
+            stop = end
+        yield offset, stop - offset
+        offset = stop

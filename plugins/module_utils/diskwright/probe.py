@@ -1,0 +1,25 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which format is this: by content, with QEMU's rule that the best score wins and raw takes what is left."""
+
+from __future__ import annotations
+
+from . import drivers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .node import Node
+
+PROBE_SIZE = 2048  # bytes from the start of the file that decide
+
+
+def probe(file: Node, filename: str) -> str:
+    """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError."""
+    head = file.pread(0, min(PROBE_SIZE, file.size))
+    best, score = "raw", 0
+    for name, (load, offset, magic) in drivers.FORMATS.items():
+        if magic and head[offset : offset + len(magic)] == magic:
+            found = load().probe(head, filename)
+            if found > score:
+                best, score = name, found
+    return best

@@ -1,0 +1,72 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""null-co and null-aio: a disk that forgets what is written and reads as zeroes (or as anything).
+
+QEMU's BlockdevOptionsNull describes the options.
+"""
+
+from __future__ import annotations
+
+from ..extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
+from ..node import Alloc, OpenFlags, Protocol, fill_zeroes
+from ..options import Options, Size, opt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterable
+
+
+class NullOptions(Options):
+    """Runtime options of null-co and null-aio."""
+
+    window: Size = opt(1 << 30, key="size", help="size of the device in bytes")
+    latency_ns: int = opt(0, help="nanoseconds that each request takes")
+    read_zeroes: bool = opt(False, help="reads return zeroes; off leaves the buffer as it is")
+
+
+class NullCo(Protocol):
+    """A device without memory."""
+
+    driver = "null-co"
+    options_class = NullOptions
+
+    def __init__(self, options: NullOptions, flags: OpenFlags) -> None:
+        super().__init__(options, flags)
+        self._size = options.window
+        self._latency = options.latency_ns / 1e9
+        self._read_zeroes = options.read_zeroes
+        self.zero_initialized = options.read_zeroes
+
+    def _wait(self) -> None:
+        if self._latency:
+            from time import sleep
+
+            sleep(self._latency)
+
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
+        status = OFFSET_VALID | ALLOCATED | (ZERO if self._read_zeroes else DATA)
+        return (Extent(offset, length, status, self, offset),)
+
+    def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        return [Alloc(offset, length, self, offset)]
+
+    def _pread_into(self, host_offset: int, view: memoryview) -> None:
+        self._wait()
+        if self._read_zeroes:
+            fill_zeroes(view)
+
+    def _pwrite(self, host_offset: int, view: memoryview) -> None:
+        self._wait()
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        self._wait()
+        return offset, length
+
+    def _flush(self) -> None:
+        self._wait()
+
+
+class NullAio(NullCo):
+    """The same under its other name."""
+
+    driver = "null-aio"
