@@ -25,7 +25,7 @@ demo: $(DONE)/demo accel
 
 #: make test                the library with and without the accelerator and under other Pythons, and the collection
 test: test-library test-pythons test-collection test-integration
-	@$(BIN)/python .ci/tally $(RESULTS)
+	@$(BIN)/python .ci/tally.py $(RESULTS)
 
 test-library: $(DONE)/test accel packages
 	@rm -rf $(RESULTS) && mkdir -p $(RESULTS)

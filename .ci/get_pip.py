@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""get-pip: makes pip's bootstrap script where ansible-test looks for a cached one, out of the pip wheel of the package index.
+"""Makes pip's bootstrap script where ansible-test looks for a cached one, out of the pip wheel of the package index.
 
 ansible-test downloads that script from a host of its own, which a machine with only a package mirror does not reach."""
 

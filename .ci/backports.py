@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""backports SUITE [ETC_APT]: adds SUITE-backports to apt's sources, from the mirror that SUITE itself comes from.
+"""backports.py SUITE [ETC_APT]: adds SUITE-backports to apt's sources, from the mirror that SUITE itself comes from.
 
 Reads both formats of sources.list(5), and keeps the options of the entry it copies (Signed-By above all)."""
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""tally RESULTS: one line for all the JUnit files of a run; exit status 1 where something failed or nothing ran."""
+"""tally.py RESULTS: one line for all the JUnit files of a run; exit status 1 where something failed or nothing ran."""
 
 from __future__ import annotations
 

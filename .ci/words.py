@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""words: holds what no tracked file may contain, and where the collection's copies of a text must agree."""
+"""What no file of the repository may contain."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ FORBIDDEN = {
     ),
 }
 # These say what they say on purpose: the pattern list itself, licence texts, and cargo's lock file, which names its registry.
-EXEMPT = re.compile(r"\.ci/words|COPYING|LICENSES/.*|pylib/LICENSE|.*Cargo\.lock")
+EXEMPT = re.compile(r"\.ci/words\.py|COPYING|LICENSES/.*|pylib/LICENSE|.*Cargo\.lock")
 
 
 def main() -> int:
