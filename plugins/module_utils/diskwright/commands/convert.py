@@ -87,14 +87,18 @@ def main(args: Sequence[str], ui: UI) -> int:
         raise spec.Answer(creation_options(given.get("target_format", "raw"), target))
     if len(operands) < 2:
         raise OptionError("Must specify image file name")
-    _check_sources(given)
+    source_cache = given.get("source_cache", "writeback")
+    spec.check_cache_mode(source_cache)
+    if operands[-1] == "-":
+        ui.out = ui.err  # standard output is the image
     with ui.progress("convert", given, 1.0) as progress:
+        progress.start()
         convert(
             operands[:-1],
             operands[-1],
             format=given.get("format"),
             image_opts="image_opts" in given,
-            source_cache=given.get("source_cache", "writeback"),
+            source_cache=source_cache,
             snapshot=given.get("snapshot"),
             force_share="force_share" in given,
             target_format=given.get("target_format", "raw"),
@@ -118,15 +122,28 @@ def main(args: Sequence[str], ui: UI) -> int:
             progress=progress.update,
             warn=None if ui.quiet else ui.warning,
         )
+        progress.finish()
     return 0
 
 
 def _check_flags(given: spec.Given) -> None:
     """Raise OptionError for options that contradict each other, in qemu-img's order."""
-
-
-def _check_sources(given: spec.Given) -> None:
-    """Raise OptionError for what several sources exclude, and for an unknown cache mode."""
+    if "skip_broken_bitmaps" in given and "bitmaps" not in given:
+        raise OptionError("Use of --skip-broken-bitmaps requires --bitmaps")
+    if "copy_range" in given:
+        if "compress" in given:
+            raise OptionError("Cannot enable copy offloading when -c is used")
+        if "sparse_size" in given:
+            raise OptionError("Cannot enable copy offloading when -S is used")
+        if "salvage" in given:
+            raise OptionError("Cannot use copy offloading in salvaging mode")
+    if "no_create" not in given:
+        if "target_image_opts" in given:
+            raise OptionError("--target-image-opts requires use of -n flag")
+        if "target_is_zero" in given:
+            raise OptionError("--target-is-zero requires use of -n flag")
+    elif "options" in given:
+        raise OptionError("-o has no effect when skipping image creation")
 
 
 def convert(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Mapping, Optional, TextIO
+    from typing import Callable, Mapping, Optional, TextIO
 
     from ..progress import Progress
 
@@ -30,9 +30,12 @@ class UI:
         self.err = err
         self.posixly_correct = posixly_correct
         self.quiet = False
+        self.before: Optional[Callable[[], None]] = None  # called before anything is written: takes a progress bar away
 
     def write(self, text: str) -> None:
         """Write `text` to standard output, as it is."""
+        if self.before is not None:
+            self.before()
         if self.out is not None:
             try:
                 self.out.write(text)
@@ -47,6 +50,8 @@ class UI:
     def error(self, message: str, prefix: Optional[str] = None) -> None:
         """Write one message to standard error: "NAME: message" and a newline."""
         self.flush()
+        if self.before is not None:
+            self.before()
         if self.err is not None:
             try:
                 self.err.write("%s: %s\n" % (prefix or self.name, message))

@@ -1,0 +1,187 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: argv to a command, errors to messages and exit codes (https://www.qemu.org/docs/master/tools/qemu-img.html).
+
+Besides kernels/ this is the only reader of the environment. Only the module of the command that runs is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .commands import SUMMARIES
+from .commands.spec import Answer, UsageError
+from .commands.ui import UI
+from .errors import Error, OptionError
+from .getopt import VALUE, Option, Parser
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, Optional, Sequence
+
+COMPATIBLE = "10.0.2"  # the qemu-img that this one stands in for
+
+GLOBAL_OPTIONS = (
+    Option("-h --help", key="help"),
+    Option("-V --version", key="version"),
+    Option("-T --trace", VALUE, "TRACE", key="trace"),
+)
+
+# Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
+INTERRUPTIBLE = ("check", "convert", "create", "dd", "resize")
+
+
+class Stopped(BaseException):
+    """A signal asks the process to end; the argument is its number."""
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line `argv` (sys.argv) and return the exit code."""
+    if argv is None:
+        argv = sys.argv
+    _fill_standard_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")
+    name = os.path.basename(argv[0]) if argv else ""
+    if name in ("", "-c", "-m", "__main__.py"):
+        name = "diskwright"
+    ui = UI(name, sys.stdout, sys.stderr, "POSIXLY_CORRECT" in os.environ)
+    status = run(argv[1:], ui)
+    ui.flush()
+    if ui.out is None and sys.stdout is not None:
+        # Output could not be written, which is no error; nor must the interpreter make one of it when it ends.
+        sys.stdout = open(os.devnull, "w")
+    return status
+
+
+def run(args: Sequence[str], ui: UI) -> int:
+    """Run the arguments after the program's name; everything that goes wrong becomes a message and an exit code."""
+    command: Optional[str] = None
+    failure = 1
+    try:
+        command, rest = _read_global(args, ui)
+        module = load(command)
+        failure = module.COMMAND.failure
+        return _run_command(module, rest, ui)
+    except Answer as answer:
+        ui.write(str(answer))
+        return 0
+    except UsageError as error:
+        full = "%s %s" % (ui.name, command) if command else ui.name
+        ui.error(str(error), full if error.parsing else None)
+        ui.hint("Try '%s --help' for more info" % full)
+        return 1
+    except Error as error:
+        ui.error(str(error))
+        if error.hint:
+            ui.hint(error.hint)
+    except OSError as error:
+        ui.error(describe(error))
+    except MemoryError:
+        ui.error("Cannot allocate memory")
+    except (KeyboardInterrupt, Stopped) as error:
+        return _stop(ui, command or "", error.args[0] if isinstance(error, Stopped) else 2)
+    return failure
+
+
+def load(command: str) -> Any:
+    """The module of a command, by imports that a packager of modules can follow."""
+    module: ModuleType
+    if command == "info":
+        from .commands import info as module
+    elif command == "check":
+        from .commands import check as module
+    elif command == "compare":
+        from .commands import compare as module
+    elif command == "convert":
+        from .commands import convert as module
+    elif command == "create":
+        from .commands import create as module
+    elif command == "dd":
+        from .commands import dd as module
+    elif command == "map":
+        from .commands import map as module
+    elif command == "measure":
+        from .commands import measure as module
+    elif command == "resize":
+        from .commands import resize as module
+    else:
+        raise KeyError(command)
+    return module
+
+
+def describe(error: OSError) -> str:
+    """A message for an error that no one has put into words yet."""
+    reason = error.strerror or str(error)
+    return "%s: %s" % (os.fsdecode(error.filename), reason) if isinstance(error.filename, (str, bytes)) else reason
+
+
+def _read_global(args: Sequence[str], ui: UI) -> tuple[str, Sequence[str]]:
+    """The command word and the arguments after it; options before it are answered."""
+    parser = Parser(GLOBAL_OPTIONS, args, stop_at_operand=True)
+    try:
+        for option, _value in parser:
+            if option is None:
+                parser.index -= 1
+                break
+            if option.key == "help":
+                from .commands.help import global_help
+
+                raise Answer(version(ui.name) + global_help(ui))
+            if option.key == "version":
+                raise Answer(version(ui.name))
+    except OptionError as error:
+        raise UsageError(str(error)) from None
+    if parser.index == len(args):
+        raise UsageError("Not enough arguments")
+    command = args[parser.index]
+    if command not in SUMMARIES:
+        raise UsageError("Command not found: %s" % command)
+    return command, args[parser.index + 1 :]
+
+
+def version(name: str) -> str:
+    """What --version prints. Under the name of qemu-img the first line is one that readers of its version understand."""
+    from . import __version__
+    from .kernels import backend
+
+    if name.startswith("qemu-img"):
+        return "%s version %s (diskwright %s, kernels: %s)\n" % (name, COMPATIBLE, __version__, backend())
+    return "diskwright %s\nkernels: %s\ncompatible with qemu-img %s\n" % (__version__, backend(), COMPATIBLE)
+
+
+def _run_command(module: Any, args: Sequence[str], ui: UI) -> int:
+    if module.COMMAND.name in INTERRUPTIBLE:
+        from signal import SIGTERM, signal
+
+        try:
+            signal(SIGTERM, _raise_stopped)
+        except ValueError:
+            pass  # not the main thread: whoever runs us there looks after signals
+    status: int = module.main(args, ui)
+    return status
+
+
+def _raise_stopped(number: int, _frame: object) -> None:
+    raise Stopped(number)
+
+
+def _stop(ui: UI, command: str, number: int) -> int:
+    """Say that a signal ended the command, and end the process by it: whoever waits for it sees what it did."""
+    from signal import SIG_DFL, Signals, signal
+
+    ui.error("%s was interrupted by %s" % (command, Signals(number).name))
+    ui.flush()
+    signal(number, SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
+
+
+def _fill_standard_descriptors() -> None:
+    """Where a standard stream is closed, put the null device in its place: no image may get its number."""
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) <= 2:
+            pass
