@@ -2,9 +2,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diskwright: create, convert, inspect, repair and compose virtual machine disk images with no QEMU installed.
 
-The public API is what `__all__` names; it loads on first use, so that importing the package costs nothing.
+The public API is what `__all__` names (types in __init__.pyi); it loads on first use, so that importing the package
+costs nothing.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "open": ("image", "open_node"),
+    "open_file": ("image", "open_file"),
+    "ImageFile": ("image", "ImageFile"),
+    "OpenPolicy": ("graph", "OpenPolicy"),
+    "OpenFlags": ("node", "OpenFlags"),
+    "Graph": ("graph", "Graph"),
+    "Node": ("node", "Node"),
+    "Extent": ("extent", "Extent"),
+    "create": ("commands.create", "create"),
+    "convert": ("commands.convert", "convert"),
+    "check": ("commands.check", "check"),
+    "compare": ("commands.compare", "compare"),
+    "info": ("commands.info", "info"),
+    "map": ("commands.map", "map"),
+    "measure": ("commands.measure", "measure"),
+    "resize": ("commands.resize", "resize"),
+    "dd": ("commands.dd", "dd"),
+    **{
+        name: ("errors", name)
+        for name in ("Error", "OptionError", "WrongFormat", "Corrupt", "Unsupported", "ReadOnly", "Locked", "Denied", "ProtocolError")
+    },
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    """Load a name of the public API.
+
+    The import is dynamic on purpose: a static one would put the whole library into the payload of every Ansible module.
+    """
+    if name not in _HOMES:
+        raise AttributeError("module %r has no attribute %r" % (__name__, name))
+    from importlib import import_module
+
+    home, attribute = _HOMES[name]
+    value = getattr(import_module("." + home, __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
