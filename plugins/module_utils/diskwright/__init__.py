@@ -24,7 +24,7 @@ _HOMES = {
     "check": ("commands.check", "check"),
     "compare": ("commands.compare", "compare"),
     "info": ("commands.info", "info"),
-    "map": ("commands.map", "map"),
+    "map": ("commands.map", "map_image"),
     "measure": ("commands.measure", "measure"),
     "resize": ("commands.resize", "resize"),
     "dd": ("commands.dd", "dd"),

@@ -7,7 +7,7 @@ from .commands.convert import convert as convert
 from .commands.create import create as create
 from .commands.dd import dd as dd
 from .commands.info import info as info
-from .commands.map import map as map
+from .commands.map import map_image as map
 from .commands.measure import measure as measure
 from .commands.resize import resize as resize
 from .errors import Corrupt as Corrupt
