@@ -110,7 +110,7 @@ class Units(Format):
                     low, high = max(offset, number * unit), min(offset + length, (number + 1) * unit)
                     allocs.append(Alloc(low, high - low, self.file, host + low - number * unit))
                     continue
-                host = self._rng.randrange(1 << 10) * unit
+                host = self._rng.randrange(64) * unit
                 while host in self.reserved:
                     host += unit
                 self.reserved.add(host)
