@@ -11,7 +11,7 @@ import os
 import sys
 
 from .commands import SUMMARIES
-from .commands.spec import Answer, UsageError
+from .commands.spec import Answer, InvalidOptions, UsageError
 from .commands.ui import UI
 from .errors import Error, OptionError
 from .getopt import VALUE, Option, Parser
@@ -74,10 +74,11 @@ def run(args: Sequence[str], ui: UI) -> int:
         ui.error(str(error), full if error.parsing else None)
         ui.hint("Try '%s --help' for more info" % full)
         return 1
+    except InvalidOptions as error:
+        _say(ui, error.reason)
+        ui.error(error.where)
     except Error as error:
-        ui.error(str(error))
-        if error.hint:
-            ui.hint(error.hint)
+        _say(ui, error)
     except OSError as error:
         ui.error(describe(error))
     except MemoryError:
@@ -85,6 +86,12 @@ def run(args: Sequence[str], ui: UI) -> int:
     except (KeyboardInterrupt, Stopped) as error:
         return _stop(ui, command or "", error.args[0] if isinstance(error, Stopped) else 2)
     return failure
+
+
+def _say(ui: UI, error: Error) -> None:
+    ui.error(str(error))
+    if error.hint:
+        ui.hint(error.hint)
 
 
 def load(command: str) -> Any:

@@ -114,7 +114,8 @@ class Parser:
                 return found[0]
             if found:
                 raise OptionError(
-                    "option '%s' is ambiguous; possibilities: %s" % (word, " ".join("'%s'" % full for option, full in found))
+                    "option '%s' is ambiguous; possibilities: %s"
+                    % (word, " ".join("'%s'" % full for option, full in found))
                 )
         raise OptionError("unrecognized option '%s'" % name)
 

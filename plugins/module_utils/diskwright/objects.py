@@ -3,20 +3,53 @@
 """The objects that images refer to by id: secrets, throttle groups, TLS credentials (--object).
 
 The types and their properties are those of https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (ObjectType).
+A definition is checked as far as its text goes; files that it names are read by whoever uses the object.
 """
 
 from __future__ import annotations
 
 from .errors import OptionError
-from .options import split_pairs
+from .options import nest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Mapping
+
+_BURST = ("bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write")
+_LIMITS = {name + suffix: "int" for name in _BURST for suffix in ("", "-max", "-max-length")}
+_LIMITS["iops-size"] = "int"
+
+_CREDENTIALS = {"dir": "string", "endpoint": "client server", "priority": "string", "verify-peer": "bool"}
+
+# type -> {property: its kind, or the values it may have}; "!" marks what must be given
+TYPES: dict[str, dict[str, str]] = {
+    "authz-list": {"policy": "deny allow", "rules": "list"},
+    "authz-list-file": {"filename": "!string", "refresh": "bool"},
+    "authz-simple": {"identity": "!string"},
+    "main-loop": {"aio-max-batch": "int", "thread-pool-max": "int", "thread-pool-min": "int"},
+    "pr-manager-helper": {"path": "!string"},
+    "secret": {"data": "string", "file": "string", "format": "raw base64", "iv": "string", "keyid": "string"},
+    "secret_keyring": {"format": "raw base64", "iv": "string", "keyid": "string", "serial": "!int"},
+    "thread-context": {"cpu-affinity": "list", "node-affinity": "list"},
+    "throttle-group": {"limits": "limits", **{"x-" + name: "int" for name in _LIMITS}},
+    "tls-creds-anon": _CREDENTIALS,
+    "tls-creds-psk": {**_CREDENTIALS, "username": "string"},
+    "tls-creds-x509": {**_CREDENTIALS, "passwordid": "string", "sanity-check": "bool"},
+}
+
+_HELP_NAMES = {
+    "limits": "ThrottleLimits",
+    "client server": "QCryptoTLSCredsEndpoint",
+    "raw base64": "QCryptoSecretFormat",
+}
+_LIST_NAMES = {"rules": "QAuthZListRule", "cpu-affinity": "int", "node-affinity": "int"}
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+MAX_RATE = 10**15  # bytes or requests a second
 
 
 class UserObject:
-    """One object definition: its type, its id and its other properties, as the user wrote them."""
+    """One object definition: its type, its id and the properties given, as Python values (`limits` as a dict of ints)."""
 
     __slots__ = ("type", "id", "properties")
 
@@ -25,11 +58,190 @@ class UserObject:
         self.id = id
         self.properties = properties
 
+    def __repr__(self) -> str:
+        return "UserObject(%r, %r)" % (self.type, self.id)  # not the properties: they may be a password
+
+
+def parse_object(text: str) -> UserObject:
+    """The object that `text` defines: "type,id=ID,k=v" or a JSON object. Raises OptionError in QEMU's words."""
+    if text.startswith("{"):
+        values, typed = _read_json(text), True
+    else:
+        values, typed = nest(_read_pairs(text)), False
+    kind = _take(values, "qom-type", "!string", typed, "")
+    if kind not in TYPES:
+        raise OptionError("Parameter 'qom-type' does not accept value '%s'" % kind)
+    name = _take(values, "id", "!string", typed, "")
+    properties = {}
+    for key, what in TYPES[kind].items():
+        value = _take(values, key, what, typed, "")
+        if value is not None:
+            properties[key] = value
+    if values:
+        raise OptionError("Parameter '%s' is unexpected" % next(iter(values)))
+    if name[:1] not in _LETTERS or not name or name.strip(_LETTERS + "0123456789-._"):
+        raise OptionError(
+            "Parameter 'id' expects an identifier",
+            hint="Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+        )
+    if kind == "secret":
+        if "data" in properties and "file" in properties:
+            raise OptionError("'file' and 'data' are mutually exclusive")
+        if "data" not in properties and "file" not in properties:
+            raise OptionError("Either 'file' or 'data' must be provided")
+    elif kind == "throttle-group":
+        check_limits(throttle_limits(properties))
+    return UserObject(kind, name, properties)
+
 
 def add_object(objects: dict[str, UserObject], text: str) -> None:
-    """Read one definition, "type,id=ID,k=v" or a JSON object, into `objects`. Raises OptionError."""
-    properties = dict(split_pairs(text, "qom-type"))
-    objects[properties["id"]] = UserObject(properties.pop("qom-type"), properties.pop("id"), properties)
+    """Read one definition into `objects`. Raises OptionError, also for an id that is there already."""
+    new = parse_object(text)
+    if new.id in objects:
+        raise OptionError("attempt to add duplicate property '%s' to object (type 'container')" % new.id)
+    objects[new.id] = new
 
 
-__all__ = ["UserObject", "add_object", "OptionError"]
+def throttle_limits(properties: Mapping[str, Any]) -> dict[str, int]:
+    """The limits of a throttle group, by their stable names: `limits` with the old x- spellings laid under it."""
+    limits = {key[2:]: value for key, value in properties.items() if key.startswith("x-")}
+    limits.update(properties.get("limits", {}))
+    return limits
+
+
+def check_limits(limits: Mapping[str, int]) -> None:
+    """Raise OptionError for limits that contradict each other or are out of range."""
+    for unit in ("bps", "iops"):
+        for suffix in ("", "-max"):
+            parts = any(limits.get("%s-%s%s" % (unit, way, suffix)) for way in ("read", "write"))
+            if parts and limits.get("%s-total%s" % (unit, suffix)):
+                raise OptionError("bps/iops/max total values and read/write values cannot be used at the same time")
+    for name in _BURST:
+        average, burst = limits.get(name, 0), limits.get(name + "-max", 0)
+        if not (0 <= average <= MAX_RATE and 0 <= burst <= MAX_RATE):
+            raise OptionError("bps/iops/max values must be within [0, %d]" % MAX_RATE)
+        length = limits.get(name + "-max-length", 1)
+        if length < 1:
+            raise OptionError("the burst length cannot be 0")
+        if length > 1 and not burst:
+            raise OptionError("burst length set without burst rate")
+        if burst and not average:
+            raise OptionError("bps_max/iops_max require corresponding bps/iops values")
+        if burst and burst < average:
+            raise OptionError("bps_max/iops_max cannot be lower than bps/iops")
+
+
+def help_text(text: str) -> str:
+    """What --object prints if `text` asks for help ("help", "TYPE,help"); empty if it does not."""
+    items = text.split(",")
+    if text.startswith("{") or not any(item in ("help", "?") for item in items):
+        return ""
+    kind = items[0][len("qom-type=") :] if items[0].startswith("qom-type=") else items[0]
+    if kind not in TYPES:
+        return "List of user creatable objects:\n" + "".join("  %s\n" % name for name in sorted(TYPES))
+    lines = ["%s options:\n" % kind]
+    for key, what in sorted(TYPES[kind].items(), key=lambda item: item[0] + "="):
+        what = what.lstrip("!")
+        shown = _LIST_NAMES.get(key) or _HELP_NAMES.get(what, what)
+        if key == "policy":
+            shown = "QAuthZListPolicy"
+        elif key == "serial":
+            shown = "int32_t"
+        lines.append("  %s=<%s>\n" % (key, shown))
+    return "".join(lines)
+
+
+def _read_pairs(text: str) -> dict[str, str]:
+    """The pairs of "type,k=v": unlike elsewhere, only the first may be without "=". `,,` is a comma in a value."""
+    pairs: dict[str, str] = {}
+    rest = text
+    while rest:
+        item = rest
+        position = rest.find(",")
+        while position >= 0 and rest[position + 1 : position + 2] == ",":
+            position = rest.find(",", position + 2)
+        if position >= 0:
+            item, rest = rest[:position], rest[position + 1 :]
+        else:
+            rest = ""
+        key, equals, value = item.partition("=")
+        if not equals and not pairs and item:
+            key, value = "qom-type", item
+        elif not key or not equals and not item:
+            raise OptionError("Invalid parameter ''")
+        elif not equals:
+            raise OptionError("Expected '=' after parameter '%s'" % key)
+        pairs[key] = value.replace(",,", ",")
+    return pairs
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise OptionError("JSON parse error, nesting too deep") from None
+    except ValueError as error:
+        if str(error).startswith("Extra data"):
+            raise OptionError("Expecting at most one JSON value") from None
+        at_end = getattr(error, "pos", 0) >= len(text.rstrip())
+        raise OptionError("JSON parse error, %s" % ("premature EOI" if at_end else error)) from None
+    return dict(value)
+
+
+def _take(values: dict[str, Any], key: str, kind: str, typed: bool, prefix: str) -> Any:
+    """Remove `key` from `values` and return its value as the `kind` of TYPES; None if it is absent and may be."""
+    needed, kind = kind.startswith("!"), kind.lstrip("!")
+    name = prefix + key
+    if key not in values:
+        if needed:
+            raise OptionError("Parameter '%s' is missing" % name)
+        return None
+    value = values.pop(key)
+    if kind == "limits":
+        if not isinstance(value, dict):
+            raise OptionError("Invalid parameter type for '%s', expected: object" % name)
+        value = dict(value)
+        limits = {limit: _take(value, limit, what, typed, name + ".") for limit, what in _LIMITS.items()}
+        if value:
+            raise OptionError("Parameter '%s.%s' is unexpected" % (name, next(iter(value))))
+        return {limit: number for limit, number in limits.items() if number is not None}
+    if kind == "list":
+        if not isinstance(value, list):
+            raise OptionError("Invalid parameter type for '%s', expected: array" % name)
+        return value
+    if kind == "int":
+        return _integer(value, name, typed)
+    if kind == "bool":
+        return _boolean(value, name, typed)
+    if not isinstance(value, str):
+        raise OptionError("Invalid parameter type for '%s', expected: string" % name)
+    if kind != "string" and value not in kind.split():
+        raise OptionError("Parameter '%s' does not accept value '%s'" % (name, value))
+    return value
+
+
+def _integer(value: Any, name: str, typed: bool) -> int:
+    if typed or not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise OptionError("Invalid parameter type for '%s', expected: integer" % name)
+        return value
+    from .units import parse_number
+
+    try:
+        return parse_number(value, (1 << 63) - 1, -(1 << 63))
+    except OptionError:
+        raise OptionError("Parameter '%s' expects integer" % name) from None
+
+
+def _boolean(value: Any, name: str, typed: bool) -> bool:
+    if typed:
+        if not isinstance(value, bool):
+            raise OptionError("Invalid parameter type for '%s', expected: boolean" % name)
+        return value
+    if value in ("on", "yes", "true", "y"):
+        return True
+    if value in ("off", "no", "false", "n"):
+        return False
+    raise OptionError("Parameter '%s' expects 'on' or 'off'" % name)

@@ -195,7 +195,7 @@ def _put(stream: TextIO, text: str) -> None:
 
 
 def _clock(seconds: float) -> str:
-    """"0:05", "1:02:03"."""
+    """ "0:05", "1:02:03"."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%d:%02d" % (minutes, rest)

@@ -23,7 +23,10 @@ def _repair_argument(text: str) -> str:
 COMMAND = Command(
     "check",
     "Look for inconsistencies in an image, and repair them if asked to.",
-    ["[-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [-U] [-q]", "[--output human|json] [--object OBJDEF]... FILENAME"],
+    [
+        "[-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [-U] [-q]",
+        "[--output human|json] [--object OBJDEF]... FILENAME",
+    ],
     [
         spec.HELP,
         spec.QUIET,

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from . import spec
-from .spec import FLAG, MAYBE, VALUE, Command, Option, UsageError
+from .spec import FLAG, VALUE, Command, Option, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,20 @@ COMMAND = Command(
         spec.OBJECT,
         spec.CACHE,
         Option("--image-opts", FLAG, help="the file names are lists of options; excludes -f and -F"),
-        Option("-f --a-format --left-format", VALUE, "FMT1", "format of FILENAME1; without it, the format is detected", key="format1"),
-        Option("-F --b-format --right-format", VALUE, "FMT2", "format of FILENAME2; without it, the format is detected", key="format2"),
+        Option(
+            "-f --a-format --left-format",
+            VALUE,
+            "FMT1",
+            "format of FILENAME1; without it, the format is detected",
+            key="format1",
+        ),
+        Option(
+            "-F --b-format --right-format",
+            VALUE,
+            "FMT2",
+            "format of FILENAME2; without it, the format is detected",
+            key="format2",
+        ),
         spec.FORCE_SHARE,
         Option("-s --strict", FLAG, help="the sizes and what is allocated must be the same too"),
         Option("-p", FLAG, key="p", help="show progress"),

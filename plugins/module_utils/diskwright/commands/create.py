@@ -25,7 +25,13 @@ COMMAND = Command(
         Option("-b --backing", VALUE, "BACKING", "what is not written yet is read from this image", key="backing"),
         Option("-F -B --backing-format", VALUE, "BACKING_FMT", "format of BACKING", key="backing_format"),
         Option("-u --backing-unsafe", FLAG, help="do not look at BACKING at all; SIZE is needed then"),
-        Option("-o --options", VALUE, "OPTIONS", "options of the format: KEY=VALUE,... (-o help lists them);\nmay be repeated", key="options"),
+        Option(
+            "-o --options",
+            VALUE,
+            "OPTIONS",
+            "options of the format: KEY=VALUE,... (-o help lists them);\nmay be repeated",
+            key="options",
+        ),
     ],
     [
         ("FILENAME", "the image to make"),

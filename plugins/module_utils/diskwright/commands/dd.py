@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "dd",
     "Copy blocks of one image to a new image, which is overwritten if it exists.",
-    ["[-f FMT | --image-opts] [-O OUTPUT_FMT] [-U] [--object OBJDEF]...", "[bs=SIZE] [count=N] [skip=N] if=INPUT of=OUTPUT"],
+    [
+        "[-f FMT | --image-opts] [-O OUTPUT_FMT] [-U] [--object OBJDEF]...",
+        "[bs=SIZE] [count=N] [skip=N] if=INPUT of=OUTPUT",
+    ],
     [
         spec.HELP,
         spec.OBJECT,
@@ -29,7 +32,10 @@ COMMAND = Command(
         ("if=INPUT", "the image to read"),
         ("of=OUTPUT", "the image to make"),
         ("bs=SIZE", "block size in bytes (default: 512); suffixes k, M, G count in 1024s"),
-        ("count=N", "read no further than block N of INPUT, counted from its beginning\n(unlike dd(1), skipped blocks count)"),
+        (
+            "count=N",
+            "read no further than block N of INPUT, counted from its beginning\n(unlike dd(1), skipped blocks count)",
+        ),
         ("skip=N", "leave out the first N blocks"),
     ],
 )

@@ -25,10 +25,18 @@ COMMAND = Command(
         spec.IMAGE_OPTS,
         spec.FORCE_SHARE,
         Option(
-            "-s --start-offset", VALUE, "OFFSET", "begin at this guest offset (default: 0)", check=spec.size_argument("start offset")
+            "-s --start-offset",
+            VALUE,
+            "OFFSET",
+            "begin at this guest offset (default: 0)",
+            check=spec.size_argument("start offset"),
         ),
         Option(
-            "-l --max-length", VALUE, "LENGTH", "stop after so many bytes (default: the rest)", check=spec.size_argument("max length")
+            "-l --max-length",
+            VALUE,
+            "LENGTH",
+            "stop after so many bytes (default: the rest)",
+            check=spec.size_argument("max length"),
         ),
     ],
     [("FILENAME", "the image")],

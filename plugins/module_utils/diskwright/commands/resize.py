@@ -34,10 +34,22 @@ COMMAND = Command(
         spec.OBJECT,
         spec.FORMAT,
         spec.IMAGE_OPTS,
-        Option("--preallocation", VALUE, "MODE", "how to store the added space: off (default), metadata, falloc or full", check=_preallocation_argument),
+        Option(
+            "--preallocation",
+            VALUE,
+            "MODE",
+            "how to store the added space: off (default), metadata, falloc or full",
+            check=_preallocation_argument,
+        ),
         Option("--shrink", FLAG, help="allow the new size to be smaller: data past it is lost"),
     ],
-    [("FILENAME", "the image"), ("SIZE", "the new size in bytes, or what to add (+) or take away (-);\nsuffixes k, M, G, T, P, E count in 1024s")],
+    [
+        ("FILENAME", "the image"),
+        (
+            "SIZE",
+            "the new size in bytes, or what to add (+) or take away (-);\nsuffixes k, M, G, T, P, E count in 1024s",
+        ),
+    ],
 )
 
 

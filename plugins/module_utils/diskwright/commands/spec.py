@@ -12,7 +12,17 @@ from ..errors import OptionError
 from ..getopt import FLAG, MAYBE, VALUE, Option, Parser
 from ..units import MAX_IMAGE_SIZE, OutOfRange, parse_number, parse_size
 
-__all__ = ["FLAG", "MAYBE", "VALUE", "Command", "Option", "Answer", "UsageError", "size_argument", "number_argument"]
+__all__ = [
+    "FLAG",
+    "MAYBE",
+    "VALUE",
+    "Answer",
+    "Command",
+    "InvalidOptions",
+    "Option",
+    "OptionError",
+    "UsageError",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +41,15 @@ class UsageError(OptionError):
     def __init__(self, message: str, parsing: bool = False) -> None:
         super().__init__(message)
         self.parsing = parsing
+
+
+class InvalidOptions(OptionError):
+    """A list of options is wrong: `reason` says why, and `where` in which list; qemu-img prints both, as two messages."""
+
+    def __init__(self, reason: OptionError, where: str) -> None:
+        super().__init__("%s: %s" % (where, reason), hint=reason.hint)
+        self.reason = reason
+        self.where = where
 
 
 class Command:
@@ -95,8 +114,11 @@ class Command:
         if option.kind == FLAG:
             given[option.key] = True
         elif option.key == "object":
-            from ..objects import add_object
+            from ..objects import add_object, help_text
 
+            text = help_text(value or "")
+            if text:
+                raise Answer(text)
             add_object(given.objects, value or "")
         elif option.key == "options":
             text = value or ""
@@ -208,13 +230,24 @@ def wants_help(options: Optional[str]) -> bool:
     return options is not None and any(item in ("help", "?") for item in options.split(","))
 
 
-CACHE_MODES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
-
-
 def check_cache_mode(mode: str, what: str = "source cache") -> None:
     """Raise OptionError unless `mode` is a cache mode; `what` names the option in the message."""
-    if mode not in CACHE_MODES:
+    from ..node import cache_flags
+
+    if cache_flags(mode) is None:
         raise OptionError("Invalid %s option: %s" % (what, mode))
+
+
+def check_snapshot(text: str) -> str:
+    """The check of -l: a name or an id, or "snapshot.id=ID,snapshot.name=NAME", of which only the keys are looked at."""
+    if text.startswith("snapshot."):
+        from ..options import split_pairs
+
+        for key, _value in split_pairs(text):
+            if key not in ("snapshot.id", "snapshot.name"):
+                reason = OptionError("Invalid parameter '%s'" % key)
+                raise InvalidOptions(reason, "Failed in parsing snapshot param '%s'" % text)
+    return text
 
 
 def check_one_image_form(image_opts: bool, format: Optional[str]) -> None:
@@ -226,12 +259,41 @@ def check_one_image_form(image_opts: bool, format: Optional[str]) -> None:
 # Options that several commands share, all with the same meaning.
 HELP = Option("-h --help", key="help")
 QUIET = Option("-q --quiet", key="quiet", help="print nothing but errors")
-OBJECT = Option("--object", VALUE, "OBJDEF", key="object", help="define an object (a secret, a throttle group) that images may refer to;\nmay be repeated")
-IMAGE_OPTS = Option("--image-opts", key="image_opts", help="FILENAME is a list of options (driver=...,file.filename=...)\nand not a file name; excludes --format")
-FORCE_SHARE = Option("-U --force-share", key="force_share", help="open the image even if another process is writing to it;\nwhat is read may be inconsistent")
-FORMAT = Option("-f --format", VALUE, "FMT", key="format", help="format of the image; without it, the format is detected")
-OUTPUT = Option("--output", VALUE, "human|json", key="output", check=output_argument, help="how to print the result (default: human)")
-CACHE = Option("-T --cache", VALUE, "CACHE", key="cache", help="cache mode: none, writeback (default), writethrough, directsync\nor unsafe")
+OBJECT = Option(
+    "--object",
+    VALUE,
+    "OBJDEF",
+    key="object",
+    help="define an object (a secret, a throttle group) that images may refer to;\nmay be repeated",
+)
+IMAGE_OPTS = Option(
+    "--image-opts",
+    key="image_opts",
+    help="FILENAME is a list of options (driver=...,file.filename=...)\nand not a file name; excludes --format",
+)
+FORCE_SHARE = Option(
+    "-U --force-share",
+    key="force_share",
+    help="open the image even if another process is writing to it;\nwhat is read may be inconsistent",
+)
+FORMAT = Option(
+    "-f --format", VALUE, "FMT", key="format", help="format of the image; without it, the format is detected"
+)
+OUTPUT = Option(
+    "--output",
+    VALUE,
+    "human|json",
+    key="output",
+    check=output_argument,
+    help="how to print the result (default: human)",
+)
+CACHE = Option(
+    "-T --cache",
+    VALUE,
+    "CACHE",
+    key="cache",
+    help="cache mode: none, writeback (default), writethrough, directsync\nor unsafe",
+)
 PROGRESS = Option(
     "",
     MAYBE,
