@@ -29,7 +29,7 @@ def _check_transfers(transfers: list[Transfer], size: int) -> None:
     for fd, offset, at, length in transfers:
         if not 0 <= fd <= _FD_MAX:
             raise ValueError("file descriptor is out of range")
-        if length < 0 or offset < 0 or offset + length > INT64_MAX:
+        if length < 0 or offset < 0 or offset + length >= INT64_MAX:
             raise ValueError("file range is out of range")
         if at < 0 or at + length > size:
             raise ValueError("range is outside the buffer")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from array import array
 
-from .buffers import ZEROES, append_flag_runs, flags, readable, within, within_limit, writable
+from .buffers import INT64_MAX, ZEROES, append_flag_runs, flags, readable, within, within_limit, writable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def tally(counts: WriteableBuffer, ranges: list[tuple[int, int]]) -> int:
     items = _items(counts, raw)
     total = len(items)
     for start, count in ranges:
-        if count < 0:
-            raise ValueError("count is negative")
+        if not (-INT64_MAX < start < INT64_MAX and 0 <= count < INT64_MAX):
+            raise ValueError("range is out of range")
     most = (1 << (8 * items.itemsize)) - 1
     lost = 0
     for start, count in ranges:

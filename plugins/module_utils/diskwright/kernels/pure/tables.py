@@ -117,7 +117,7 @@ def table_runs(
     if width not in (4, 8):
         raise ValueError("width is neither 4 nor 8")
     within(start, count, len(view) // width)
-    if not 0 <= step <= INT64_MAX:
+    if not 0 <= step < INT64_MAX:
         raise ValueError("step is out of range")
     within_limit(limit)
     raw = bytes(view[start * width : (start + count) * width])
