@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ..errors import OptionError
 from . import SUMMARIES
 
 TYPE_CHECKING = False
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from ..getopt import Option
+    from ..options import Options
     from .spec import Command
     from .ui import UI
 
@@ -74,5 +76,47 @@ def _row(left: str, right: str) -> list[str]:
 
 
 def creation_options(format: str, filename: Optional[str]) -> str:
-    """What -o help prints: the options for creating an image of `format`, with those of the protocol of `filename`."""
-    raise NotImplementedError((format, filename))
+    """What -o help prints: the options for creating an image of `format`, with those of the protocol of `filename`.
+
+    Raises OptionError in QEMU's words for a format or protocol that is unknown or cannot create.
+    """
+    own = _options_of(format)
+    if filename is None:
+        return (
+            "Supported %s options:\n" % format
+            + "".join(line + "\n" for line in own.values())
+            + "\nThe protocol level may support further options.\n"
+            "Specify the target filename to include those options.\n"
+        )
+    rows = {**_protocol_options_of(filename), **own}
+    return "Supported options:\n" + "".join(rows[key] + "\n" for key in sorted(rows))
+
+
+def _options_of(format: str) -> dict[str, str]:
+    """The help lines of the creation options of a driver, by key."""
+    from ..drivers import FILTERS, FORMATS, PROTOCOLS, lookup
+
+    if format not in FORMATS and format not in PROTOCOLS and format not in FILTERS:
+        raise OptionError("Unknown file format '%s'" % format)
+    options = getattr(lookup(format), "create_options", None)
+    if options is None:
+        raise OptionError("Format driver '%s' does not support image creation" % format)
+    return _rows(options)
+
+
+def _protocol_options_of(filename: str) -> dict[str, str]:
+    """The help lines of the creation options of the protocol that `filename` names, by key."""
+    from ..drivers import lookup_protocol
+    from ..graph import parse_filename, protocol_prefix
+
+    prefix = protocol_prefix(filename)
+    if prefix is None:
+        prefix = parse_filename(filename)["file"]["driver"]
+    options = getattr(lookup_protocol(prefix), "create_options", None)
+    if options is None:
+        raise OptionError("Protocol driver '%s' does not support image creation" % prefix)
+    return _rows(options)
+
+
+def _rows(options: type[Options]) -> dict[str, str]:
+    return {line.split("=", 1)[0].strip(): line for line in options.help_lines()}
