@@ -300,11 +300,13 @@ class Node:
         if position != end:
             raise RuntimeError("driver %s: _map(%#x, %#x) leaves a gap at %#x" % (self.driver, offset, length, position))
 
-    def resolve(self, offset: int, length: int, want_zero: bool = False) -> list[Extent]:
+    def resolve(self, offset: int, length: int, want_zero: bool = False, limit: int = 0, own: bool = False) -> list[Extent]:
         """Who holds the bytes of a range, through filters and the whole backing chain.
 
         Each extent is either DATA, with a host whose `read_own(host_offset, ...)` gives the bytes, or ZERO without a
-        host. With `want_zero` the hosts are asked for holes, where they may know of some.
+        host. With `want_zero` the hosts are asked for holes, where they may know of some. With a `limit` the result may
+        end early, once about so many extents are found: memory and time then do not depend on the range. With `own` the
+        backing chain is not asked: an extent of status 0 is what it would have to give.
         """
         found: list[Extent] = []
         for start, count, status, host, host_offset in self._extents(offset, length):
@@ -315,18 +317,24 @@ class Node:
             elif host is not None:
                 if host.leaf and not (want_zero and status & (PASS | RECURSE)):
                     found.append(Extent(start, count, DATA, host, host_offset))
-                    continue
-                for inner in host.resolve(host_offset, count, want_zero):
-                    found.append(Extent(inner[0] - host_offset + start, inner[1], inner[2], inner[3], inner[4]))
+                else:
+                    for inner in host.resolve(host_offset, count, want_zero, limit, own):
+                        found.append(Extent(inner[0] - host_offset + start, inner[1], inner[2], inner[3], inner[4]))
+            elif own and self.backing is not None:
+                found.append(Extent(start, count, 0))
             else:
-                self._resolve_backing(found, start, count, want_zero)
+                self._resolve_backing(found, start, count, want_zero, limit)
+            if limit and (len(found) >= limit or found[-1][0] + found[-1][1] < start + count):
+                break
         return found if len(found) < 2 else coalesce(found)
 
-    def _resolve_backing(self, found: list[Extent], start: int, count: int, want_zero: bool) -> None:
+    def _resolve_backing(self, found: list[Extent], start: int, count: int, want_zero: bool, limit: int) -> None:
         backing = self.backing
         inside = 0 if backing is None else max(0, min(count, backing.size - start))
         if inside and backing is not None:
-            found.extend(backing.resolve(start, inside, want_zero))
+            found.extend(backing.resolve(start, inside, want_zero, limit))
+            if found[-1][0] + found[-1][1] < start + inside:
+                return
         if inside < count:
             found.append(Extent(start + inside, count - inside, ZERO))
 
