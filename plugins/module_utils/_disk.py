@@ -1,0 +1,206 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""disk_image: what an image is, what it should be, and the steps from the one to the other."""
+
+from __future__ import annotations
+
+import os
+
+from ._plan import Refusal, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Mapping, Optional
+
+    State = Mapping[str, Any]
+
+_COMPAT = {"v2": "0.10", "v3": "1.1"}
+
+
+def observe(path: str) -> dict[str, Any]:
+    """The state of the image at `path`; `state` is "absent" where there is nothing. Works on images in use.
+
+    Raises Error and OSError where there is something that is no image, or cannot be read.
+    """
+    if not os.path.lexists(path):
+        return {"state": "absent"}
+    from .diskwright.graph import open_image
+    from .diskwright.node import OpenFlags
+
+    with open_image(path, flags=OpenFlags(no_backing=True, no_io=True, force_share=True)) as node:
+        return {
+            "state": "present",
+            "format": node.driver,
+            "size": node.size,
+            "backing_file": node.backing_filename,
+            "backing_format": node.backing_format,
+            "options": settings(node.cluster_size, node.format_specific()),
+        }
+
+
+def settings(cluster_size: int, specific: Optional[Mapping[str, Any]]) -> dict[str, str]:
+    """What an image's creation options must have been, as text, as far as the image tells."""
+    found = {key.replace("-", "_"): _text(value) for key, value in (specific or {}).items() if isinstance(value, (str, int, bool))}
+    if cluster_size:
+        found["cluster_size"] = str(cluster_size)
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The wanted state from the module's parameters, checked. Raises OptionError in QEMU's words."""
+    if params["state"] == "absent":
+        return {"state": "absent", "path": params["path"]}
+    from .diskwright.drivers import lookup_format, lookup_protocol
+    from .diskwright.errors import OptionError
+    from .diskwright.options import parse_value
+    from .diskwright.units import parse_size
+
+    cls = lookup_format(params["format"])
+    if not cls.creatable:
+        raise OptionError("Format '%s' cannot be created" % params["format"])
+    options = {key: _text(value) for key, value in (params["options"] or {}).items()}
+    for key in ("size", "backing_file", "backing_fmt", "preallocation"):
+        if key in options:
+            raise OptionError("options: '%s' has a parameter of its own" % key)
+    fields = {**lookup_protocol("file").create_options.fields, **cls.create_options.fields}
+    checked = {}
+    for key, value in options.items():
+        if key not in fields:
+            raise OptionError("Invalid parameter '%s' for format '%s'" % (key, params["format"]))
+        checked[key] = _text(parse_value(fields[key], value, key))
+    if "compat" in checked:
+        checked["compat"] = _COMPAT.get(checked["compat"], checked["compat"])
+    size = None
+    if params["size"] is not None:
+        size = -(-parse_size(params["size"], (1 << 63) - 512) // 512) * 512
+    if params["backing_file"] is not None and not cls.supports_backing:
+        raise OptionError("Backing file not supported for file format '%s'" % params["format"])
+    return {
+        "state": "present",
+        "path": params["path"],
+        "format": params["format"],
+        "size": size,
+        "backing_file": params["backing_file"],
+        "backing_format": params["backing_format"],
+        "options": checked,
+        "preallocation": params["preallocation"],
+        "allow_shrink": params["allow_shrink"],
+    }
+
+
+def plan(want: State, have: State) -> list[Step]:
+    """The steps from `have` to `want`; none where nothing is to do. No I/O. Raises Refusal for what cannot or may not be."""
+    path = want["path"]
+    if want["state"] == "absent":
+        return [] if have["state"] == "absent" else [_remove(path)]
+    if have["state"] == "absent":
+        if want["size"] is None and want["backing_file"] is None:
+            raise Refusal("%s does not exist, and without a size or a backing file it cannot be created" % path)
+        return [_create(want)]
+    _refuse_what_cannot_change(want, have)
+    size = want["size"]
+    if size is None or size == have["size"]:
+        return []
+    if size < have["size"] and not want["allow_shrink"]:
+        raise Refusal(
+            "%s is %d bytes large and %d are wanted: shrinking destroys what lies beyond the new end, and needs allow_shrink"
+            % (path, have["size"], size)
+        )
+    return [_resize(want, have)]
+
+
+def _refuse_what_cannot_change(want: State, have: State) -> None:
+    path = want["path"]
+    if want["format"] != have["format"]:
+        raise Refusal(
+            "%s is a %s image and %s is wanted: convert it with diskwright.images.image_convert, or remove it first"
+            % (path, have["format"], want["format"])
+        )
+    for key, value in want["options"].items():
+        present = have["options"].get(key)
+        if present is not None and present != value:
+            raise Refusal("%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, value))
+    if want["backing_file"] is None:
+        return
+    if have["backing_file"] is None or not _same_file(path, want["backing_file"], have["backing_file"]):
+        raise Refusal(
+            "%s has %s and '%s' is wanted: that cannot be changed in place"
+            % (path, "the backing file '%s'" % have["backing_file"] if have["backing_file"] else "no backing file", want["backing_file"])
+        )
+    if want["backing_format"] is not None and have["backing_format"] not in (None, want["backing_format"]):
+        raise Refusal("%s has the backing format %s and %s is wanted" % (path, have["backing_format"], want["backing_format"]))
+
+
+def _same_file(path: str, name: str, other: str) -> bool:
+    """Whether two backing file names mean the same file, relative ones being relative to the image; by name only."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return os.path.normpath(os.path.join(folder, name)) == os.path.normpath(os.path.join(folder, other))
+
+
+def _remove(path: str) -> Step:
+    return Step("remove", path, "it should be absent", ["rm", "--", path], {"state": "absent"}, lambda: os.remove(path))
+
+
+def _create(want: State) -> Step:
+    options = dict(want["options"])
+    if want["preallocation"] != "off":
+        options["preallocation"] = want["preallocation"]
+    text = ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in options.items())
+    argv = ["qemu-img", "create", "-f", want["format"]]
+    if want["backing_file"] is not None:
+        argv += ["-b", want["backing_file"]] + (["-F", want["backing_format"]] if want["backing_format"] else [])
+    if text:
+        argv += ["-o", text]
+    argv.append(want["path"])
+    if want["size"] is not None:
+        argv.append(str(want["size"]))
+    change = {key: want[key] for key in ("state", "format", "size", "backing_file", "backing_format")}
+    return Step("create", want["path"], "it does not exist", argv, {**change, "options": want["options"]}, lambda: _run_create(want, text))
+
+
+def _run_create(want: State, options: str) -> None:
+    """Create beside the final name and rename, so that nothing half made ever has it."""
+    from ._beside import beside
+    from .diskwright.commands.create import create
+
+    with beside(want["path"]) as temporary:
+        create(
+            temporary,
+            want["size"],
+            format=want["format"],
+            options=options or None,
+            backing=want["backing_file"],
+            backing_format=want["backing_format"] or (want["backing_file"] and backing_format(want)),
+        )
+
+
+def backing_format(want: State) -> str:
+    """The format of the wanted backing file, told from its content where it was not given."""
+    from .diskwright.graph import open_image
+    from .diskwright.node import OpenFlags
+
+    name = os.path.join(os.path.dirname(os.path.abspath(want["path"])), want["backing_file"])
+    with open_image(name, flags=OpenFlags(no_backing=True, no_io=True, force_share=True)) as node:
+        return node.driver
+
+
+def _resize(want: State, have: State) -> Step:
+    grows = want["size"] > have["size"]
+    argv = ["qemu-img", "resize", "-f", want["format"]]
+    if not grows:
+        argv.append("--shrink")
+    preallocation = want["preallocation"] if grows else "off"
+    if preallocation != "off":
+        argv += ["--preallocation", preallocation]
+    why = "it is %d bytes large and %d are wanted" % (have["size"], want["size"])
+
+    def run() -> None:
+        from .diskwright.commands.resize import resize
+
+        resize(want["path"], want["size"], format=want["format"], shrink=not grows, preallocation=preallocation)
+
+    return Step("resize", want["path"], why, argv + [want["path"], str(want["size"])], {"size": want["size"]}, run)

@@ -1,0 +1,75 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Step and plan: the way from the state that is to the state that is wanted.
+
+A plan is a list of steps, made by a pure function `plan(want, have)` without any I/O. Check mode and diff mode show the
+very steps that a run applies.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Mapping, Optional, Sequence
+
+    State = Mapping[str, Any]
+
+
+class Refusal(Exception):
+    """The wanted state cannot be reached from the state that is, or not without a permission that was not given."""
+
+
+class Step:
+    """One step: a `verb` on a `target`, and `why` it is needed.
+
+    `argv` is what an operator would have typed after `qemu-img` (or the whole line, for a verb of the shell), `change`
+    what becomes different in the state, `run` does it. Only `run` does any I/O.
+    """
+
+    __slots__ = ("verb", "target", "why", "argv", "change", "run")
+
+    def __init__(
+        self,
+        verb: str,
+        target: str,
+        why: str,
+        argv: Sequence[str],
+        change: State,
+        run: Callable[[], Optional[Mapping[str, Any]]],
+    ) -> None:
+        self.verb = verb
+        self.target = target
+        self.why = why
+        self.argv = tuple(argv)
+        self.change = change
+        self.run = run
+
+    def line(self) -> str:
+        """The command that the step replaces."""
+        return " ".join(shlex.quote(word) for word in self.argv)
+
+    def as_dict(self) -> dict[str, str]:
+        """For a module's result."""
+        return {"verb": self.verb, "target": self.target, "command": self.line(), "why": self.why}
+
+
+def after(have: State, steps: Sequence[Step]) -> dict[str, Any]:
+    """The state that `steps` lead to from `have`, as far as it can be told beforehand."""
+    state = dict(have)
+    for step in steps:
+        state.update(step.change)
+    return state
+
+
+def difference(path: str, have: State, steps: Sequence[Step]) -> dict[str, Any]:
+    """What a diff shows: the two states, and below the second the steps that lead there."""
+    wanted = after(have, steps)
+    shown = [{key: value for key, value in state.items() if value is not None} for state in (have, wanted)]
+    return {
+        "before_header": path,
+        "after_header": path,
+        "before": shown[0],
+        "after": dict(shown[1], plan=[step.line() for step in steps]) if steps else shown[1],
+    }
