@@ -117,7 +117,7 @@ class Parser:
                     "option '%s' is ambiguous; possibilities: %s"
                     % (word, " ".join("'%s'" % full for option, full in found))
                 )
-        raise OptionError("unrecognized option '%s'" % name)
+        raise OptionError("unrecognized option '%s'" % word)
 
     def _short(self, word: str) -> Iterator[tuple[Option, Optional[str]]]:
         for position in range(1, len(word)):

@@ -94,10 +94,8 @@ def _read_size(text: str) -> Optional[int]:
         return None
     size = _bounded(whole or "0", 10) << shift
     if fraction:
-        # Half a byte is rounded up; more digits than these cannot matter below 2**64.
-        digits = fraction[:40]
-        unit: int = 10 ** len(digits)
-        size += ((int(digits) << shift) * 2 + unit) // (unit * 2)
+        # In double precision, as QEMU does it: 0.31715E is 14 bytes less than the nearest byte.
+        size += int(float("0." + fraction) * (1 << shift) + 0.5)
     return size
 
 
