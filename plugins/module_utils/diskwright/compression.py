@@ -73,9 +73,7 @@ def _zstd_codec() -> tuple[Compress, Decompress]:
     if _zstd is None:
         _zstd = _native_zstd() or _standard_zstd() or _zstandard() or _pyzstd()
         if _zstd is None:
-            raise Unsupported(
-                "zstd compression needs the Python package diskwright-accel, zstandard or pyzstd (or Python 3.14 and later)"
-            )
+            raise Unsupported("zstd compression needs the Python package diskwright-accel, zstandard or pyzstd (or Python 3.14 and later)")
     return _zstd
 
 
@@ -86,15 +84,13 @@ def _native_zstd() -> Optional[tuple[Compress, Decompress]]:
     encode, decode = module.zstd_compress, module.zstd_decompress
 
     def compress(view: ReadableBuffer) -> bytes:
-        frame: bytes = encode(view, _ZSTD_LEVEL)
-        return frame
+        return bytes(encode(view, _ZSTD_LEVEL))
 
     def decompress(view: ReadableBuffer, length: int) -> bytes:
         try:
-            data: bytes = decode(view, length)
+            return bytes(decode(view, length))
         except ValueError as error:
             raise _damaged(error) from None
-        return data
 
     return compress, decompress
 
@@ -127,13 +123,13 @@ def _zstandard() -> Optional[tuple[Compress, Decompress]]:
         return None
 
     def compress(view: ReadableBuffer) -> bytes:
-        return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(view)
+        return bytes(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(view))
 
     def decompress(view: ReadableBuffer, length: int) -> bytes:
         try:
             # A reader stops at the length; one-shot calls trust the size that the frame claims for itself.
             with zstandard.ZstdDecompressor().stream_reader(view) as reader:
-                return reader.read(length)
+                return bytes(reader.read(length))
         except zstandard.ZstdError as error:
             raise _damaged(error) from None
 
@@ -147,12 +143,12 @@ def _pyzstd() -> Optional[tuple[Compress, Decompress]]:
         return None
 
     def compress(view: ReadableBuffer) -> bytes:
-        return pyzstd.compress(view, _ZSTD_LEVEL)
+        return bytes(pyzstd.compress(view, _ZSTD_LEVEL))
 
     def decompress(view: ReadableBuffer, length: int) -> bytes:
         codec = pyzstd.ZstdDecompressor()
         try:
-            return codec.decompress(view, length)
+            return bytes(codec.decompress(view, length))
         except pyzstd.ZstdError as error:
             raise _damaged(error) from None
 

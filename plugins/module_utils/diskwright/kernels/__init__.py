@@ -57,20 +57,19 @@ def native() -> Optional[ModuleType]:
     global _loaded, _native
     if _loaded:
         return _native
-    module: Optional[ModuleType] = None
     if _demand != "off":
         try:
-            import diskwright_accel as module  # type: ignore[import-not-found, no-redef, unused-ignore]
+            import diskwright_accel
         except ImportError as error:
             reason = "diskwright_accel cannot be imported (%s)" % error
         else:
-            reason = _unfit(module)
-        if reason:
-            if _demand == "require":
-                raise Error("DISKWRIGHT_ACCEL=require: " + reason)
-            module = None
-    _native, _loaded = module, True
-    return module
+            reason = _unfit(diskwright_accel)
+            if not reason:
+                _native = diskwright_accel
+        if reason and _demand == "require":
+            raise Error("DISKWRIGHT_ACCEL=require: " + reason)
+    _loaded = True
+    return _native
 
 
 def backend() -> str:

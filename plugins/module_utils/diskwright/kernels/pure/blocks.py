@@ -206,7 +206,7 @@ def bit_runs(bitmap: ReadableBuffer, start: int, count: int, limit: int) -> list
     runs: list[tuple[int, int]] = []
     end = start + count
     ones = b""
-    for first in range(start // 8, (end + 7) // 8, _BIT_PIECE):
+    for first in range(start // 8, (end + 7) // 8 if count else 0, _BIT_PIECE):
         piece = bytes(view[first : min(first + _BIT_PIECE, (end + 7) // 8)])
         if ZEROES.startswith(piece):
             continue
