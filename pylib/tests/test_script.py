@@ -77,9 +77,8 @@ def test_without_an_interpreter_beside_it(prefix: Path, tmp_path_factory: pytest
 
 def test_an_editable_install(prefix: Path) -> None:
     """Only the .pth file knows where the package is, so site has to read it."""
-    (packages(prefix) / "diskwright").rename(prefix / "moved")
     (prefix / "source").mkdir()
-    (prefix / "moved").rename(prefix / "source" / "diskwright")
+    (packages(prefix) / "diskwright").rename(prefix / "source" / "diskwright")
     (packages(prefix) / "_diskwright.pth").write_text(str(prefix / "source") + "\n")
     script = prefix / "bin" / "diskwright"
     assert run(script) == (7, f"{script} [] True True")
