@@ -23,6 +23,7 @@ FLOORS = {
     "errors": 0,
     "units": 1,
     "getopt": 1,
+    "json_text": 1,
     "kernels": 1,
     "check": 2,
     "compression": 2,

@@ -96,7 +96,9 @@ class Graph:
             if format is not None:
                 if spec.get("driver", format) != format:
                     raise OptionError("Driver specified twice")
-                spec = {"driver": format, **spec}
+                if format in drivers.PROTOCOLS and isinstance(spec.get("file"), dict):
+                    spec = spec["file"]
+                spec = {**spec, "driver": format}
             return self.open_spec(spec, flags or OpenFlags())
         except Error as exc:
             raise _prefixed("Could not open '%s': " % filename, exc, filename) from exc
@@ -116,7 +118,6 @@ class Graph:
         try:
             node = self._build(driver, values, flags, opened)
             opened.append(node)
-            node.filename = describe(node, spec)
             self._open_references(node, spec, above)
         except BaseException:
             for child in reversed(opened):
@@ -128,13 +129,14 @@ class Graph:
 
     def _build(self, driver: Optional[str], values: dict[str, Any], flags: OpenFlags, opened: list[Node]) -> Node:
         """Open the children that `values` describes, then the node itself; `opened` collects what must be closed on failure."""
+        probed = driver is None
         if driver is None:
             from .probe import probe
 
             if "file" not in values:
-                raise OptionError('A block device must be specified for "file"')
+                raise OptionError("Must specify either driver or file")
             # a format's permissions are asked for, since which format it is shows only afterwards
-            file = self._child("file", values.pop("file"), Format.child_flags("file", flags))
+            file = self._child("file", _as_protocol(values.pop("file")), Format.child_flags("file", flags))
             opened.append(file)
             driver = probe(file, file.filename)
             cls = drivers.lookup(driver)
@@ -147,14 +149,19 @@ class Graph:
                     if not field.optional and key == "file":
                         raise OptionError('A block device must be specified for "file"')
                     continue
-                values[key] = self._child(key, values[key], cls.child_flags(key, flags))
+                spec = _as_protocol(values[key]) if issubclass(cls, Format) else values[key]
+                values[key] = self._child(key, spec, cls.child_flags(key, flags))
                 opened.append(values[key])
-        values.pop("backing", None)
+        if cls.supports_backing and (not flags.no_backing or values.get("backing") in (None, "")):
+            values.pop("backing", None)
         unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
         children = {key: value for key, value in values.items() if isinstance(value, Node)}
         flat = flatten({key: value for key, value in values.items() if key not in children})
         options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver)
-        return cls(options, flags)
+        node = cls(options, flags)
+        node.probed = probed
+        describe(node, flat)
+        return node
 
     def _child(self, key: str, spec: Any, flags: OpenFlags) -> Node:
         if isinstance(spec, Node):
@@ -162,7 +169,7 @@ class Graph:
         if isinstance(spec, str):
             if spec in self.named:
                 return self.named[spec]
-            raise OptionError("Cannot find device='' nor node-name='%s'" % spec)
+            raise OptionError("Cannot find device='%s' nor node-name='%s'" % (spec, spec))
         if not isinstance(spec, dict):
             raise OptionError("Invalid parameter type for '%s', expected: object" % key)
         return self.open_spec(spec, flags)
@@ -175,7 +182,7 @@ class Graph:
         if given != "stored" and not node.flags.no_backing:
             if given is not None and given != "":
                 if not isinstance(given, dict):
-                    raise OptionError("Cannot find device='' nor node-name='%s'" % given)
+                    raise OptionError("Could not open backing file: Cannot find device='%s' nor node-name='%s'" % (given, given))
                 node.attach("backing", self.open_spec(given, type(node).child_flags("backing", node.flags), chain))
             references = [reference for reference in references if reference.role != "backing"]
         for reference in references:
@@ -232,6 +239,15 @@ def parse_filename(filename: str) -> dict[str, Any]:
         return {"file": {"driver": _file_driver(filename), "filename": filename}}
     cls = drivers.lookup_protocol(protocol)
     return {"file": {"driver": protocol, **cls.parse_name(filename)}}
+
+
+def _as_protocol(spec: Any) -> Any:
+    """The specification of a format's own file: a name in it is a protocol's, and its content is not probed for a format."""
+    if not isinstance(spec, dict) or "driver" in spec or "file" in spec or "filename" not in spec:
+        return spec
+    named = parse_filename(str(spec["filename"]))
+    rest = {key: value for key, value in spec.items() if key != "filename"}
+    return {**(named if "driver" in named else named.get("file", named)), **rest}
 
 
 def protocol_prefix(filename: str) -> Optional[str]:
@@ -309,30 +325,29 @@ def _identity_of_path(path: str) -> Any:
     return status.st_dev, status.st_ino
 
 
-def describe(node: Node, spec: Mapping[str, Any]) -> str:
-    """The name of a node for people: the plain file name where that says it all, else json:{...}."""
-    if isinstance(node, Protocol):
-        name = node.options_name()
-        return name
+def describe(node: Node, given: Mapping[str, Any]) -> None:
+    """Fill in the name of a node for people, and the specification that it stands for.
+
+    The name is the plain file name where that says it all, else json:{...}, as QEMU has it. `given` are the driver's own
+    options as the user wrote them, by flat key.
+    """
+    full = {key: value for key, value in given.items() if key in node.strong_options}
+    weak = not full
+    full["driver"] = node.driver
     file = node.children.get("file")
-    extra = [key for key in node.options.given() if key not in node.children]
-    if file is not None and not extra and "backing" not in spec and not file.filename.startswith("json:"):
-        return file.filename
-    import json
+    if isinstance(node, Protocol):
+        node.full_options = full
+        node.filename = node.options_name()
+    else:
+        for role, child in node.children.items():
+            if role != "backing":
+                full[role] = child.full_options
+        node.full_options = full
+        node.filename = file.filename if weak and file is not None and file.leaf and not file.filename.startswith("json:") else ""
+    if not node.filename:
+        from .json_text import dumps
 
-    return "json:" + json.dumps(_spec_of(node))
-
-
-def _spec_of(node: Node) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for key, value in node.options.given().items():
-        if key not in node.children:
-            given[key] = value if isinstance(value, str) else ("on" if value is True else "off" if value is False else str(value))
-    given["driver"] = node.driver
-    for role, child in node.children.items():
-        if role != "backing":
-            given[role] = _spec_of(child)
-    return given
+        node.filename = "json:" + dumps(full)
 
 
 def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:

@@ -9,6 +9,7 @@ of requests are written here, once. Offsets and lengths are bytes everywhere.
 from __future__ import annotations
 
 import errno
+import os
 from _thread import RLock, allocate_lock
 
 from .errors import Error, ReadOnly, Unsupported
@@ -146,6 +147,33 @@ class Reference:
         self.format = format
 
 
+class Snapshot:
+    """An internal snapshot. Sizes in bytes; `date_sec` and `date_nsec` since 1970 in UTC, `vm_clock_nsec` since the guest
+    was started; `icount` is its count of instructions, None where the image has none."""
+
+    __slots__ = ("id", "name", "vm_state_size", "date_sec", "date_nsec", "vm_clock_nsec", "icount", "disk_size")
+
+    def __init__(
+        self,
+        id: str,
+        name: str,
+        vm_state_size: int = 0,
+        date_sec: int = 0,
+        date_nsec: int = 0,
+        vm_clock_nsec: int = 0,
+        icount: Optional[int] = None,
+        disk_size: Optional[int] = None,
+    ) -> None:
+        self.id = id
+        self.name = name
+        self.vm_state_size = vm_state_size
+        self.date_sec = date_sec
+        self.date_nsec = date_nsec
+        self.vm_clock_nsec = vm_clock_nsec
+        self.icount = icount
+        self.disk_size = disk_size
+
+
 class Measure:
     """Bytes that a new image needs: `required` now, `fully_allocated` once every guest byte was written; `bitmaps`
     bytes more to hold the source's dirty bitmaps, None where either side has none to offer."""
@@ -167,6 +195,7 @@ class Node:
     supports_backing: ClassVar[bool] = False
     supports_compression: ClassVar[bool] = False
     creatable: ClassVar[bool] = False
+    strong_options: ClassVar[tuple[str, ...]] = ()  # they decide which bytes the node shows, so its json: name has them
 
     allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
@@ -174,7 +203,8 @@ class Node:
     growable: bool = False  # a write beyond the end makes the node larger
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
-    dirty: bool = False  # not cleanly shut down
+    dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
+    probed: bool = False  # its format was told from the content, nobody named it
     encrypted: bool = False
     compressed: bool = False
     backing_filename: Optional[str] = None  # as stored in the image
@@ -183,7 +213,8 @@ class Node:
     def __init__(self, options: Options, flags: OpenFlags) -> None:
         self.options = options
         self.flags = flags
-        self.filename = ""  # what the user would call it; graph.py fills it in
+        self.filename = ""  # what the user would call it; graph.py fills it in, and the next line
+        self.full_options: dict[str, Any] = {}  # a specification that opens the same bytes, as its json: name has it
         self.children: dict[str, Node] = {}
         for field in options.fields.values():
             if field.kind == "NodeRef":
@@ -474,13 +505,22 @@ class Node:
         """For copy.py: give reserved room back."""
         self._abort([alloc for alloc in allocs if alloc.fresh])
 
-    def write_compressed(self, offset: int, data: Buffer) -> None:
-        """Store one allocation unit (the last may be short) compressed. Raises Unsupported where the format cannot."""
+    def encode(self, data: Buffer) -> Optional[bytes]:
+        """For copy.py: what write_compressed will store for `data`, so that many threads can compress and one can place the
+        results in order; None where the driver does both at once."""
+        return self._encode(memoryview(data).cast("B"))
+
+    def write_compressed(self, offset: int, data: Buffer, encoded: Optional[bytes] = None) -> None:
+        """Store one allocation unit (the last may be short) compressed; `encoded` is what `encode` made of it. Raises
+        Unsupported where the format cannot."""
         view = memoryview(data).cast("B")
         self._check_write(offset, len(view))
         if not self.supports_compression:
             raise Unsupported("Compression not supported for this file format")
-        self._pwrite_compressed(offset, view)
+        if encoded is None:
+            self._pwrite_compressed(offset, view)
+        else:
+            self._pwrite_encoded(offset, view, encoded)
 
     def serialise(self, offset: int, length: int, unit: int = 0) -> Any:
         """Wait for writes under way in the same allocation units, then register this one; `release` takes the result."""
@@ -644,6 +684,14 @@ class Node:
         """Store one unit compressed; the codec runs outside the lock, the reservation inside it."""
         raise NotImplementedError(self.driver)
 
+    def _encode(self, view: memoryview) -> Optional[bytes]:
+        """The first half of _pwrite_compressed, if it can be done apart: what will be stored for one unit."""
+        return None
+
+    def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
+        """The second half: store `encoded`, or `view` as plain data where that is not smaller."""
+        raise NotImplementedError(self.driver)
+
     def _check(self, repair: str) -> CheckResult:
         raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
 
@@ -658,6 +706,15 @@ class Node:
     def format_specific(self) -> Optional[dict[str, Any]]:
         """The `data` of info's format-specific object, in QEMU's keys; None where there is none."""
         return None
+
+    def disk_size(self) -> Optional[int]:
+        """Bytes that the files of this image take on their host, backing files apart; None where that is not known."""
+        sizes = [child.disk_size() for role, child in self.children.items() if role != "backing"]
+        return None if not sizes or None in sizes else sum(size or 0 for size in sizes)
+
+    def snapshots(self) -> list[Snapshot]:
+        """The internal snapshots that the image holds."""
+        return []
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
@@ -730,11 +787,16 @@ class Protocol(Node):
     """A protocol: access to storage. It hosts its own bytes."""
 
     leaf = True
+    strong_options = ("filename",)
     create_options: ClassVar[type[Options]]
 
+    def disk_size(self) -> Optional[int]:
+        fd = self.fileno()
+        return os.fstat(fd).st_blocks * 512 if fd >= 0 else None
+
     def options_name(self) -> str:
-        """The name by which a user would open this node."""
-        return str(getattr(self.options, "filename", "") or self.driver + "://")
+        """The plain name by which a user would open this very node; "" where there is none."""
+        return str(getattr(self.options, "filename", ""))
 
     @classmethod
     def parse_name(cls, filename: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Raw(Format):
     options_class = RawOptions
     create_options = RawCreateOptions
     creatable = True
+    strong_options = ("offset", "size")
     zero_initialized = True
 
     def __init__(self, options: RawOptions, flags: OpenFlags) -> None:
@@ -65,6 +66,7 @@ class Raw(Format):
                 )
         self.growable = self.window is None and self.file.growable
         self.zero_initialized = self.file.zero_initialized
+        self.dirty = self.file.dirty
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ QEMU's BlockdevOptionsNull describes the options.
 
 from __future__ import annotations
 
-from ..extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
+from ..extent import ALLOCATED, OFFSET_VALID, ZERO, Extent
 from ..node import Alloc, OpenFlags, Protocol, fill_zeroes
 from ..options import Options, Size, opt
 
@@ -29,6 +29,8 @@ class NullCo(Protocol):
 
     driver = "null-co"
     options_class = NullOptions
+    strong_options = ("size", "read-zeroes")
+    dirty = None
 
     def __init__(self, options: NullOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
@@ -37,6 +39,12 @@ class NullCo(Protocol):
         self._read_zeroes = options.read_zeroes
         self.zero_initialized = options.read_zeroes
 
+    def disk_size(self) -> int:
+        return 0
+
+    def options_name(self) -> str:
+        return "" if len(self.full_options) > 1 else self.driver + "://"
+
     def _wait(self) -> None:
         if self._latency:
             from time import sleep
@@ -44,7 +52,7 @@ class NullCo(Protocol):
             sleep(self._latency)
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
-        status = OFFSET_VALID | ALLOCATED | (ZERO if self._read_zeroes else DATA)
+        status = OFFSET_VALID | ZERO | ALLOCATED if self._read_zeroes else OFFSET_VALID  # QEMU's: neither data nor zeroes
         return (Extent(offset, length, status, self, offset),)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
