@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from ._options import checked, joined, stored
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
     State = Mapping[str, Any]
-
-_COMPAT = {"v2": "0.10", "v3": "1.1"}
 
 
 def observe(path: str) -> dict[str, Any]:
@@ -34,50 +33,23 @@ def observe(path: str) -> dict[str, Any]:
             "size": node.size,
             "backing_file": node.backing_filename,
             "backing_format": node.backing_format,
-            "options": settings(node.cluster_size, node.format_specific()),
+            "options": stored(node.cluster_size, node.format_specific()),
         }
-
-
-def settings(cluster_size: int, specific: Optional[Mapping[str, Any]]) -> dict[str, str]:
-    """What an image's creation options must have been, as text, as far as the image tells."""
-    found = {key.replace("-", "_"): _text(value) for key, value in (specific or {}).items() if isinstance(value, (str, int, bool))}
-    if cluster_size:
-        found["cluster_size"] = str(cluster_size)
-    return found
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
     """The wanted state from the module's parameters, checked. Raises OptionError in QEMU's words."""
     if params["state"] == "absent":
         return {"state": "absent", "path": params["path"]}
-    from .diskwright.drivers import lookup_format, lookup_protocol
+    from .diskwright.drivers import lookup_format
     from .diskwright.errors import OptionError
-    from .diskwright.options import parse_value
     from .diskwright.units import parse_size
 
-    cls = lookup_format(params["format"])
-    if not cls.creatable:
-        raise OptionError("Format '%s' cannot be created" % params["format"])
-    options = {key: _text(value) for key, value in (params["options"] or {}).items()}
-    for key in ("size", "backing_file", "backing_fmt", "preallocation"):
-        if key in options:
-            raise OptionError("options: '%s' has a parameter of its own" % key)
-    fields = {**lookup_protocol("file").create_options.fields, **cls.create_options.fields}
-    checked = {}
-    for key, value in options.items():
-        if key not in fields:
-            raise OptionError("Invalid parameter '%s' for format '%s'" % (key, params["format"]))
-        checked[key] = _text(parse_value(fields[key], value, key))
-    if "compat" in checked:
-        checked["compat"] = _COMPAT.get(checked["compat"], checked["compat"])
+    options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", "preallocation"))
     size = None
     if params["size"] is not None:
         size = -(-parse_size(params["size"], (1 << 63) - 512) // 512) * 512
-    if params["backing_file"] is not None and not cls.supports_backing:
+    if params["backing_file"] is not None and not lookup_format(params["format"]).supports_backing:
         raise OptionError("Backing file not supported for file format '%s'" % params["format"])
     return {
         "state": "present",
@@ -86,7 +58,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         "size": size,
         "backing_file": params["backing_file"],
         "backing_format": params["backing_format"],
-        "options": checked,
+        "options": options,
         "preallocation": params["preallocation"],
         "allow_shrink": params["allow_shrink"],
     }
@@ -149,7 +121,7 @@ def _create(want: State) -> Step:
     options = dict(want["options"])
     if want["preallocation"] != "off":
         options["preallocation"] = want["preallocation"]
-    text = ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in options.items())
+    text = joined(options)
     argv = ["qemu-img", "create", "-f", want["format"]]
     if want["backing_file"] is not None:
         argv += ["-b", want["backing_file"]] + (["-F", want["backing_format"]] if want["backing_format"] else [])
@@ -162,7 +134,7 @@ def _create(want: State) -> Step:
     return Step("create", want["path"], "it does not exist", argv, {**change, "options": want["options"]}, lambda: _run_create(want, text))
 
 
-def _run_create(want: State, options: str) -> None:
+def _run_create(want: State, options: Optional[str]) -> None:
     """Create beside the final name and rename, so that nothing half made ever has it."""
     from ._beside import beside
     from .diskwright.commands.create import create
@@ -172,7 +144,7 @@ def _run_create(want: State, options: str) -> None:
             temporary,
             want["size"],
             format=want["format"],
-            options=options or None,
+            options=options,
             backing=want["backing_file"],
             backing_format=want["backing_format"] or (want["backing_file"] and backing_format(want)),
         )

@@ -1,0 +1,52 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options of a format between a playbook's mapping and QEMU's `k=v,k2=v2`."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Mapping, Optional
+
+_COMPAT = {"v2": "0.10", "v3": "1.1"}  # spellings of one value, and the one that info shows
+
+
+def as_text(value: Any) -> str:
+    """A value as one writes it after `-o key=`."""
+    return value if isinstance(value, str) else ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def joined(options: Mapping[str, str]) -> Optional[str]:
+    """`k=v,k2=v2`, or None for no options."""
+    return ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in options.items()) or None
+
+
+def checked(format: str, options: Optional[Mapping[str, Any]], own: tuple[str, ...] = ()) -> dict[str, str]:
+    """The creation options of a playbook as text, each checked against the declaration of `format` and spelled as info
+    shows it. `own` are keys that the module has parameters for. Raises OptionError."""
+    from .diskwright.drivers import lookup_format, lookup_protocol
+    from .diskwright.errors import OptionError
+    from .diskwright.options import parse_value
+
+    cls = lookup_format(format)
+    if not cls.creatable:
+        raise OptionError("Format '%s' cannot be created" % format)
+    fields = {**lookup_protocol("file").create_options.fields, **cls.create_options.fields}
+    good = {}
+    for key, value in (options or {}).items():
+        if key in own:
+            raise OptionError("options: '%s' has a parameter of its own" % key)
+        if key not in fields:
+            raise OptionError("Invalid parameter '%s' for format '%s'" % (key, format))
+        good[key] = as_text(parse_value(fields[key], as_text(value), key))
+    if "compat" in good:
+        good["compat"] = _COMPAT.get(good["compat"], good["compat"])
+    return good
+
+
+def stored(cluster_size: int, specific: Optional[Mapping[str, Any]]) -> dict[str, str]:
+    """What an image's creation options must have been, as far as the image tells."""
+    found = {key.replace("-", "_"): as_text(value) for key, value in (specific or {}).items() if isinstance(value, (str, int, bool))}
+    if cluster_size:
+        found["cluster_size"] = str(cluster_size)
+    return found

@@ -1,0 +1,119 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Diskwright authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation, and one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_check
+short_description: Check the consistency of a disk image, and repair it
+version_added: 0.1.0
+author:
+  - The Diskwright authors (@diskwright)
+description:
+  - Checks the metadata of a disk image and fails if it is damaged.
+  - Repairs what was found if O(repair) allows it. An image without findings is not written to.
+  - An image that another process has open for writing is not checked, since its metadata changes meanwhile.
+extends_documentation_fragment:
+  - diskwright.images.attributes
+options:
+  path:
+    description: The image.
+    type: path
+    required: true
+  format:
+    description: Its format. It is told from its content if not given.
+    type: str
+  repair:
+    description:
+      - V(none) only checks, V(leaks) gives back clusters that nothing refers to, which is always safe.
+      - V(all) mends everything, with a risk of choosing wrongly where the metadata contradict each other.
+    type: str
+    choices: [none, leaks, all]
+    default: none
+  tolerate:
+    description: What may be left without the task failing. Leaked clusters waste space and do no harm.
+    type: str
+    choices: [nothing, leaks, everything]
+    default: leaks
+  force_share:
+    description: Whether to check an image that another process writes. Findings may then mean nothing. Excludes repair.
+    type: bool
+    default: false
+seealso:
+  - module: diskwright.images.qemu_img_info
+"""
+
+EXAMPLES = r"""
+- name: Fail if the image is damaged
+  diskwright.images.image_check:
+    path: /var/lib/images/web.qcow2
+
+- name: Give leaked clusters back
+  diskwright.images.image_check:
+    path: /var/lib/images/web.qcow2
+    repair: leaks
+    tolerate: nothing
+"""
+
+RETURN = r"""
+check:
+  description: What the check found, after the repair if there was one. Counts that are zero or that the format has not may be missing.
+  returned: success
+  type: dict
+  sample: {filename: web.qcow2, format: qcow2, check_errors: 0, total_clusters: 327680, allocated_clusters: 20011, image_end_offset: 1312030720}
+plan:
+  description: The repair that was made, or would be in check mode, with the counts of what it mended.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - verb: repair
+      target: /var/lib/images/web.qcow2
+      command: qemu-img check -r leaks /var/lib/images/web.qcow2
+      why: 0 corruptions and 3 leaked clusters were found
+      leaks_fixed: 3
+      corruptions_fixed: 0
+diskwright:
+  description: The version of the library and the kernels in use.
+  returned: success
+  type: dict
+  sample: {version: 0.1.0, kernels: pure}
+"""
+
+from ..module_utils._plan import Refusal, after  # noqa: E402
+from ..module_utils._repair import judge, observe, plan  # noqa: E402
+from ..module_utils._runner import carry_out, run  # noqa: E402
+
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "format": {"type": "str"},
+    "repair": {"type": "str", "choices": ["none", "leaks", "all"], "default": "none"},
+    "tolerate": {"type": "str", "choices": ["nothing", "leaks", "everything"], "default": "leaks"},
+    "force_share": {"type": "bool", "default": False},
+}
+
+
+def task(module):
+    want = module.params
+    if want["force_share"] and want["repair"] != "none":
+        raise Refusal("force_share excludes repair: nobody else may write to an image while it is repaired")
+    have = observe(want["path"], want["format"], want["force_share"])
+    steps = plan(want, have)
+    result = carry_out(module, want["path"], have, steps)
+    left = after(have, steps)
+    if steps and not module.check_mode:
+        left = observe(want["path"], want["format"], False)
+    judge(want["path"], left, want["tolerate"])
+    result["check"] = left
+    return result
+
+
+def main():
+    run(task, argument_spec=ARGUMENTS)
+
+
+if __name__ == "__main__":
+    main()

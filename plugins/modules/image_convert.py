@@ -1,0 +1,157 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Diskwright authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation, and one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_convert
+short_description: Keep a disk image converted from another
+version_added: 0.1.0
+author:
+  - The Diskwright authors (@diskwright)
+description:
+  - Converts a disk image to another format, or compacts, compresses or concatenates images into a new one.
+  - A destination that is up to date is left alone. What that means is the choice of O(up_to_date).
+  - The destination is written beside its final name and renamed when it is complete. The source is never changed.
+extends_documentation_fragment:
+  - ansible.builtin.files
+  - diskwright.images.attributes
+options:
+  src:
+    description: The image on the managed node to convert. Several are concatenated in their order.
+    type: list
+    elements: path
+    required: true
+  src_format:
+    description:
+      - The format of O(src). It is told from the content if not given.
+      - State it for raw images that others may have written to, since whoever writes a raw image decides what its content looks like.
+    type: str
+  dest:
+    description: The image to make.
+    type: path
+    required: true
+  format:
+    description: The format of O(dest).
+    type: str
+    default: qcow2
+  options:
+    description: Options of the format, by the names that C(qemu-img convert -o) has for them, for example V(compression_type).
+    type: dict
+  compress:
+    description: Whether to compress the data.
+    type: bool
+    default: false
+  backing_file:
+    description:
+      - Makes O(dest) an overlay of this image, which must have the content of the backing file of O(src). Only what differs is stored.
+      - A relative name is relative to O(dest).
+    type: str
+  backing_format:
+    description: The format of O(backing_file).
+    type: str
+  up_to_date:
+    description:
+      - V(source) looks at a record that is kept beside the destination. It is up to date if it was made from the same file, unchanged
+        since (by size, inode and time of modification), with the same parameters. What was written to the destination afterwards stays.
+      - V(content) compares the content of the source and the destination, which means reading both.
+      - V(exists) leaves every image of the wanted form alone.
+    type: str
+    choices: [source, content, exists]
+    default: source
+  replace:
+    description: Whether a destination that exists and is not up to date may be replaced, which destroys its content.
+    type: bool
+    default: false
+seealso:
+  - module: diskwright.images.disk_image
+  - module: diskwright.images.qemu_img_info
+"""
+
+EXAMPLES = r"""
+- name: A compressed qcow2 image from a raw one
+  diskwright.images.image_convert:
+    src: /srv/incoming/disk.raw
+    src_format: raw
+    dest: /var/lib/images/template.qcow2
+    compress: true
+    options:
+      compression_type: zlib
+
+- name: Follow a source that is renewed now and then
+  diskwright.images.image_convert:
+    src: /srv/incoming/nightly.qcow2
+    dest: /srv/raw/nightly.raw
+    format: raw
+    replace: true
+
+- name: Only if the content is different
+  diskwright.images.image_convert:
+    src: /srv/incoming/disk.raw
+    dest: /var/lib/images/copy.qcow2
+    up_to_date: content
+    replace: true
+"""
+
+RETURN = r"""
+image:
+  description: The destination as it is after the task, or would be in check mode.
+  returned: success
+  type: dict
+  sample: {state: present, format: qcow2, size: 21474836480, current: true}
+plan:
+  description: The conversion that was made, or would be in check mode, with the reason for it.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - verb: convert
+      target: /var/lib/images/template.qcow2
+      command: qemu-img convert -f raw -O qcow2 -c /srv/incoming/disk.raw /var/lib/images/template.qcow2
+      why: it does not exist
+      bytes: 431030272
+diskwright:
+  description: The version of the library and the kernels in use.
+  returned: success
+  type: dict
+  sample: {version: 0.1.0, kernels: pure}
+"""
+
+from ..module_utils._conversion import observe, plan, wanted  # noqa: E402
+from ..module_utils._plan import after  # noqa: E402
+from ..module_utils._runner import carry_out, run  # noqa: E402
+
+ARGUMENTS = {
+    "src": {"type": "list", "elements": "path", "required": True},
+    "src_format": {"type": "str"},
+    "dest": {"type": "path", "required": True},
+    "format": {"type": "str", "default": "qcow2"},
+    "options": {"type": "dict"},
+    "compress": {"type": "bool", "default": False},
+    "backing_file": {"type": "str"},
+    "backing_format": {"type": "str"},
+    "up_to_date": {"type": "str", "choices": ["source", "content", "exists"], "default": "source"},
+    "replace": {"type": "bool", "default": False},
+}
+
+
+def task(module):
+    want = wanted(module.params)
+    have = observe(want)
+    steps = plan(want, have)
+    result = carry_out(module, want["dest"], have, steps)
+    result["image"] = after(have, steps)
+    if not (module.check_mode and steps):
+        result["changed"] = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params, want["dest"]), result["changed"])
+    return result
+
+
+def main():
+    run(task, argument_spec=ARGUMENTS, add_file_common_args=True, required_together=[("backing_file", "backing_format")])
+
+
+if __name__ == "__main__":
+    main()
