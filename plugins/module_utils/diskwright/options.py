@@ -9,7 +9,7 @@ serves `-o k=v,k2=v2`, `--image-opts`, `json:` and blockdev JSON, `-o help`, JSO
 from __future__ import annotations
 
 from .errors import OptionError
-from .units import SIZE_HINT, parse_size
+from .units import MAX_SIZE, OutOfRange, parse_number, parse_size_option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ REQUIRED: Any = object()  # the default of a field that must be given
 class Field:
     """One declared option: `name` is the Python attribute, `key` what users write, `kind` its type's name."""
 
-    __slots__ = ("name", "key", "kind", "optional", "default", "help", "choices", "legacy", "hidden")
+    __slots__ = ("name", "key", "kind", "optional", "default", "help", "choices", "refusal", "legacy", "hidden")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Field:
         help: str,
         key: Optional[str],
         choices: Sequence[str],
+        refusal: str,
         legacy: Sequence[str],
         hidden: bool,
     ) -> None:
@@ -55,6 +56,7 @@ class Field:
         self.default = default
         self.help = help
         self.choices = tuple(choices)
+        self.refusal = refusal
         self.legacy = tuple(legacy)
         self.hidden = hidden
 
@@ -209,17 +211,13 @@ def _parse_number(kind: str, value: Any, key: str) -> int:
     if not isinstance(value, str):
         raise OptionError("Invalid parameter type for '%s', expected: integer" % key)
     if kind == "Size":
-        try:
-            return parse_size(value)
-        except OptionError:
-            raise OptionError("Parameter '%s' expects a non-negative number below 2^64" % key, hint=SIZE_HINT) from None
+        return parse_size_option(value, key)
     try:
-        number = int(value, 0) if value[:2] in ("0x", "0X") else int(value, 10)
-    except ValueError:
+        return parse_number(value, MAX_SIZE, -(1 << 63)) & MAX_SIZE  # QEMU lets negative numbers wrap; no driver takes them
+    except OutOfRange:
+        raise OptionError("Value '%s' is too large for parameter '%s'" % (value, key)) from None
+    except OptionError:
         raise OptionError("Parameter '%s' expects a number" % key) from None
-    if not 0 <= number < 1 << 64:
-        raise OptionError("Parameter '%s' expects a non-negative number below 2^64" % key)
-    return number
 
 
 def split_pairs(text: str, implied_key: Optional[str] = None) -> list[tuple[str, str]]:

@@ -44,6 +44,16 @@ def parse_size(text: str, limit: int = MAX_SIZE) -> int:
     return size
 
 
+def parse_size_option(text: str, key: str) -> int:
+    """The bytes that `text`, the value of the option `key`, means; 0 .. 2**64 - 1. Raises OptionError in QEMU's words."""
+    try:
+        return parse_size(text)
+    except OutOfRange:
+        raise OptionError("Value '%s' is out of range for parameter '%s'" % (text, key)) from None
+    except OptionError:
+        raise OptionError("Parameter '%s' expects a non-negative number below 2^64" % key, hint=SIZE_HINT) from None
+
+
 def parse_number(text: str, limit: int = MAX_IMAGE_SIZE, least: int = 0) -> int:
     """The plain number that `text` is: decimal, or hexadecimal after 0x, or octal after 0, without a suffix.
 

@@ -45,8 +45,8 @@ COMMAND = Command(
         spec.FORCE_SHARE,
     ],
     [("FILENAME", "the image")],
-    "Exit codes: 0 the image is consistent (after the repair, if there was one), 1 the check itself failed,\n"
-    "2 corruptions were found, 3 leaked clusters but no corruptions, 63 the format cannot be checked.",
+    "Exit codes: 0 the image is consistent (after the repair, if there was one), 1 the check itself\n"
+    "failed, 2 corruptions were found, 3 leaked clusters but no corruptions, 63 the format cannot be\nchecked.",
 )
 
 
@@ -56,9 +56,9 @@ def main(args: Sequence[str], ui: UI) -> int:
     ui.quiet = "quiet" in given
     if len(given.operands) != 1:
         raise UsageError("Expecting one image file name")
-    spec.check_one_image_form("image_opts" in given, given.get("format"))
     cache = given.get("cache", "writeback")
     spec.check_cache_mode(cache)
+    spec.check_one_image_form("image_opts" in given, given.get("format"))
     result = check(
         given.operands[0],
         format=given.get("format"),

@@ -40,7 +40,7 @@ COMMAND = Command(
         spec.FORCE_SHARE,
         Option("-s --strict", FLAG, help="the sizes and what is allocated must be the same too"),
         Option("-p", FLAG, key="p", help="show progress"),
-        spec.PROGRESS,
+        spec.progress_option("--progress"),
     ],
     [("FILENAME1, FILENAME2", "the images")],
     "Exit codes: 0 the images are the same, 1 they differ (or the command line cannot be read),\n"
@@ -56,10 +56,10 @@ def main(args: Sequence[str], ui: UI) -> int:
     spec.settle_progress_argument(given, 2, 2)
     if len(given.operands) != 2:
         raise UsageError("Expecting two image file names")
-    spec.check_one_image_form("image_opts" in given, given.get("format1"))
     cache = given.get("cache", "writeback")
-    spec.check_cache_mode(cache)
     with ui.progress("compare", given, 2.0) as progress:
+        spec.check_cache_mode(cache)
+        spec.check_one_image_form("image_opts" in given, given.get("format1"))
         result = compare(
             given.operands[0],
             given.operands[1],

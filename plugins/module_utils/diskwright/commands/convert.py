@@ -146,7 +146,7 @@ COMMAND = Command(
             "-n", FLAG, help="write into the existing TARGET and do not make it", extra="--no-create", key="no_create"
         ),
         Option("-p", FLAG, key="p", help="show progress"),
-        spec.PROGRESS,
+        spec.progress_option(extra="--progress"),
     ],
     [
         ("SOURCE", "the image to copy; - is standard input, read as raw"),
@@ -176,6 +176,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         ui.out = ui.err  # standard output is the image
     with ui.progress("convert", given, 1.0) as progress:
         progress.start()
+        spec.check_one_image_form("image_opts" in given, given.get("format"))
         convert(
             operands[:-1],
             operands[-1],

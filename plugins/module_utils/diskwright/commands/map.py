@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "map",
-    "Show which parts of an image hold data, and where in which file of its backing chain they are stored.",
+    "Show which parts of an image hold data, and where in its backing chain they are stored.",
     ["[-f FMT | --image-opts] [-U] [--object OBJDEF]... [-s OFFSET] [-l LENGTH]", "[--output human|json] FILENAME"],
     [
         spec.HELP,

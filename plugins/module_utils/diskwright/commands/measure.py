@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COMMAND = Command(
     "measure",
-    "Compute how many bytes an image file would take: a new one of a given size, or one converted from another image.",
+    "Compute how many bytes an image file would take: a new one, or one converted from another image.",
     [
         "[-O FMT] [-o OPTIONS] [-f FMT | --image-opts] [-l SNAPSHOT] [-U]",
         "[--object OBJDEF]... [--output human|json] (--size SIZE | FILENAME)",

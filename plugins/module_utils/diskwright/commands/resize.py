@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ..getopt import Parser
-from ..units import MAX_SIZE, SIZE_HINT, parse_size
+from ..units import parse_size_option
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
 
@@ -59,12 +59,13 @@ def main(args: Sequence[str], ui: UI) -> int:
     ui.quiet = "quiet" in given
     if len(given.operands) != 2:
         raise UsageError("Expecting image file name and size")
-    spec.check_one_image_form("image_opts" in given, given.get("format"))
     filename, size = given.operands
     sign = size[0] if size[:1] in ("+", "-") and size else ""
+    number = parse_size_option(size[len(sign) :], "size")
+    spec.check_one_image_form("image_opts" in given, given.get("format"))
     resize(
         filename,
-        _size_argument(size[len(sign) :]),
+        number,
         relative={"": 0, "+": 1, "-": -1}[sign],
         format=given.get("format"),
         image_opts="image_opts" in given,
@@ -92,13 +93,6 @@ def _read(args: Sequence[str], ui: UI) -> spec.Given:
             parser.index += 1
             given.operands.append(following)
     return given
-
-
-def _size_argument(text: str) -> int:
-    try:
-        return parse_size(text, MAX_SIZE)
-    except spec.OptionError:
-        raise spec.OptionError("Parameter 'size' expects a non-negative number below 2^64", hint=SIZE_HINT) from None
 
 
 def resize(

@@ -294,12 +294,9 @@ CACHE = Option(
     key="cache",
     help="cache mode: none, writeback (default), writethrough, directsync\nor unsafe",
 )
-PROGRESS = Option(
-    "",
-    MAYBE,
-    "FORM",
-    "show progress as plain (what -p prints where there is no terminal),\nbar, json (one object a line on standard error) or none",
-    "--progress",
-    key="progress",
-    check=progress_argument,
-)
+
+
+def progress_option(names: str = "", extra: str = "") -> Option:
+    """--progress, which qemu-img has in some dialects of some commands only."""
+    text = "show progress as plain (what -p prints where there is no terminal),\nbar, json (one object a line on standard error) or none"
+    return Option(names, MAYBE, "FORM", text, extra, "progress", progress_argument)

@@ -1,0 +1,532 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the commands against qemu-img: which spellings are taken, and what is said about a bad command line.
+
+Everything here is decided before an image is opened. What differs on purpose is in docs/differences.md.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from diskwright import cli
+from diskwright.commands.ui import UI
+
+# The spellings that qemu-img 10.0.2 takes, as Debian builds it; a colon marks those that need an argument.
+QEMU_IMG = {
+    "check": "-h --help -q --quiet -f: --format: -T: --cache: -r: --repair: --output: --object: --image-opts -U --force-share",
+    "compare": "-h --help -q --quiet --object: -T: --cache: --image-opts -f: --a-format: --left-format: -F: --b-format: --right-format: "
+    "-U --force-share -s --strict -p --progress",
+    "convert": "-h --help -q --quiet --object: --image-opts --source-image-opts -f: --source-format: -T: --source-cache: -l: --snapshot: "
+    "-S: --sparse-size: -O: --output-format: -o: --options: -t: --output-cache: -B: --backing: -F: --backing-format: -U --force-share "
+    "--target-image-opts --salvage --target-is-zero --bitmaps --skip-broken-bitmaps -r: --rate: -m: --parallel: -W --oob-writes "
+    "-C --copy-range-offloading -c -n -p",
+    "create": "-h --help -q --quiet --object: -f: --format: -b: --backing: -F: --backing-format: -u --backing-unsafe -o: --options:",
+    "dd": "-h --help --object: -f: --format: -O: --output-format: --image-opts -U --force-share",
+    "info": "-h --help -f: --format: --output: -b --backing-chain --object: --image-opts -U --force-share",
+    "map": "-h --help -f: --format: --output: --object: --image-opts -U --force-share -s: --start-offset: -l: --max-length:",
+    "measure": "-h --help -O: --target-format: -f: --format: --image-opts -o: --options: -l: --snapshot: --object: --output: --size: "
+    "-U --force-share",
+    "resize": "-h --help -q --quiet --object: -f: --format: --image-opts --preallocation: --shrink",
+}
+
+# Those that only other dialects have, or that qemu-img's help promises and its parser refuses.
+OTHERS = {
+    "compare": "",
+    "convert": "--progress --compress --no-create --target-format: --target-options: --target-cache: --source-snapshot: -b: --format: "
+    "--target-format-options: --rate-limit:",
+    "create": "-B:",
+    "measure": "-s:",
+}
+
+# A value that each option takes; everything else takes "raw".
+VALUES = {
+    **dict.fromkeys(("-T", "-t", "--cache", "--source-cache", "--output-cache", "--target-cache"), "none"),
+    **dict.fromkeys(("-m", "--parallel"), "8"),
+    **dict.fromkeys(("-S", "--sparse-size", "-s", "--start-offset", "--max-length", "--size", "--rate", "--rate-limit", "-r"), "4k"),
+    "--repair": "all",
+    "--output": "json",
+    "--object": "secret,id=s,data=x",
+    "--preallocation": "off",
+}
+
+
+def value_of(command: str, name: str) -> str:
+    if command == "check" and name == "-r":
+        return "leaks"
+    if command == "map" and name == "-l":
+        return "1"
+    return VALUES.get(name, "raw")
+
+
+def run_ours(args: list[str]) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    status = cli.run(args, UI("qemu-img", out, err))
+    return status, out.getvalue(), err.getvalue()
+
+
+def run_theirs(args: list[str], directory: Path) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if key != "POSIXLY_CORRECT"}
+    run = subprocess.run(["qemu-img", *args], cwd=directory, capture_output=True, env={**environment, "LC_ALL": "C.UTF-8"})
+    return run.returncode, run.stdout.decode(), run.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with no images in it: a command line that opens one fails."""
+    return tmp_path_factory.mktemp("options")
+
+
+@pytest.mark.parametrize("command", sorted(QEMU_IMG))
+def test_every_spelling_is_taken(command: str, directory: Path) -> None:
+    """-h at the end answers at once, if all that stands before it was taken."""
+    both = [(spelling, True) for spelling in QEMU_IMG[command].split()]
+    both += [(spelling, False) for spelling in OTHERS.get(command, "").split()]
+    for spelling, known in both:
+        name = spelling.rstrip(":")
+        args = [command, name, *([value_of(command, name)] if spelling.endswith(":") else []), "-h"]
+        status, out, err = run_ours(args)
+        assert (status, err) == (0, ""), args
+        assert "Usage: qemu-img %s " % command in out
+        assert (run_theirs(args, directory)[0] == 0) == known, args
+        if spelling.endswith(":"):
+            status, out, err = run_ours([command, name])
+            assert status == 1 and "requires an argument" in err
+            if known:
+                assert (status, out, err) == run_theirs([command, name], directory)
+
+
+@pytest.mark.parametrize("command", sorted(QEMU_IMG))
+def test_help_shows_every_option(command: str) -> None:
+    text = run_ours([command, "--help"])[1]
+    words = text.replace(",", " ").replace("[", " ").split()
+    for spelling in QEMU_IMG[command].split():
+        assert spelling.rstrip(":") in words, spelling
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.endswith("\n") and "  \n" not in text
+
+
+@pytest.mark.parametrize("command", sorted(QEMU_IMG))
+def test_prefixes_are_those_of_qemu_img(command: str, directory: Path) -> None:
+    """Every prefix of every long option, down to the dashes: taken, ambiguous or unknown."""
+    names = {spelling.rstrip(":") for spelling in QEMU_IMG[command].split() if spelling.startswith("--")}
+    prefixes = sorted({name[:length] for name in names for length in range(3, len(name) + 1)})
+    lines = [[command, prefix + "=raw"] for prefix in prefixes] + [[command, "--=x"]]
+    with ThreadPoolExecutor(4) as pool:
+        expected = list(pool.map(lambda args: run_theirs(args, directory), lines))
+    for args, (status, out, err) in zip(lines, expected):
+        if "--progress".startswith(args[1].split("=")[0]) and args[1] != "--=x":
+            continue  # takes an argument here (docs/differences.md)
+        assert run_ours(args) == (status, out, err), args
+
+
+# Command lines that are refused, or answered, before any image is opened.
+LINES = """
+create
+create -q
+create -f raw
+create x 1x
+create x ''
+create x 1.5
+create x -1
+create x -- -1
+create -- x -1
+create x 8E
+create x 1M 2M
+create x 1x 2M
+create -o '' x 1M
+create -o ,a x 1M
+create -o a, x 1M
+create -o ,,a x 1M
+create -o a,,, x 1M
+create -o ,, x 1M
+create -o a -o '' x 1M
+create -o help, x
+create -o help
+create -f raw -o help
+create -o '?'
+create -o size=1,help
+create -o help -o size=1
+create -o help -f raw
+create -o a,,help
+create -o help,,
+create -f nope -o help
+create -o help foo:bar
+create --object foo x 1M
+create --object '' x 1M
+create --object secret x 1M
+create --object secret,id=s x 1M
+create --object secret,id=s,data x 1M
+create --object secret,id=s,data=x,foo x 1M
+create --object secret,id=s,data=x,file=y x 1M
+create --object secret,id=s,data=x,format=foo x 1M
+create --object secret,id=s,data=x,bogus=1 x 1M
+create --object secret,id=1x,data=x x 1M
+create --object secret,id=,data=x x 1M
+create --object secret,id=s,,data=x x 1M
+create --object secret,id=s,=x x 1M
+create --object ,id=s x 1M
+create --object id=x x 1M
+create --object secret,id=s,data=x --object secret,id=s,data=y x 1M
+create --object '{"qom-type":"secret"' x
+create --object '{' x
+create --object '{}' x
+create --object '{"a":1}}' x
+create --object '{"qom-type":"secret","id":"s","data":1}' x 1M
+create --object '{"qom-type":1,"id":"s"}' x 1M
+create --object '{"qom-type":"secret","data":"1"}' x 1M
+create --object '{"qom-type":"secret","id":"s","foo":"1"}' x 1M
+create --object '{"qom-type":"throttle-group","id":"t","limits":{"iops-total":"1"}}' x 1M
+create --object throttle-group,id=t,bogus=1 x 1M
+create --object throttle-group,id=t,limits.iops-total=1k x 1M
+create --object throttle-group,id=t,limits.iops-total=-1 x 1M
+create --object throttle-group,id=t,limits.iops-total-max=1 x 1M
+create --object throttle-group,id=t,limits.foo=1 x 1M
+create --object throttle-group,id=t,limits=1 x 1M
+create --object throttle-group,id=t,x-iops-total=1,x-iops-read=1 x 1M
+create --object throttle-group,id=t,limits.iops-total=1,limits.iops-read=1 x 1M
+create --object throttle-group,id=t,limits.bps-total-max=1,limits.bps-write-max=1 x 1M
+create --object throttle-group,id=t,limits.iops-total-max-length=0 x 1M
+create --object throttle-group,id=t,limits.iops-total-max-length=2 x 1M
+create --object throttle-group,id=t,limits.iops-total=5,limits.iops-total-max=2 x 1M
+create --object throttle-group,id=t,limits.iops-total=9999999999999999 x 1M
+create --object authz-simple,id=m x 1M
+create --object help x
+create --object nope,help x
+create --object secret,? x
+create --object secret,id=s,help x
+create --object throttle-group,help x
+create --object tls-creds-x509,help
+create --object tls-creds-psk,help
+create --object tls-creds-anon,help
+create --object authz-list,help
+create --object authz-list-file,help
+create --object authz-simple,help
+create --object pr-manager-helper,help
+create --object main-loop,help
+create --object thread-context,help
+create --object secret_keyring,help
+create --backing
+create -Z
+create -qZ
+create --quiet=1
+create x 1M -Z
+create -T none x
+create -t none x
+create -p x
+create -U x
+info
+info a b
+info --output x a
+info --output= a
+info --output JSON a
+info --output x --badopt a
+info -f nope --output x
+info --image-opts -f raw a
+info -f raw --image-opts
+info --object foo,id=x a
+info --object foo,id=x --output x
+info --output x --object foo,id=x
+info a -s
+info -q a
+info -p a
+info -c
+check
+check a b
+check --output x a
+check -r x a
+check -r '' a
+check -r leaks,all a
+check -r x --output y
+check --output y -r x
+check -T bogus a
+check -T '' a
+check -T bogus -U -r all a
+check -f nope -T bogus a
+check --image-opts -f raw -T bogus a
+check --image-opts -f raw a
+check --object foo,id=x -T bogus a
+check -t none a
+check -p a
+check -u a
+check --help=1
+check --quiet=1 a
+check --o=json a
+map
+map a b
+map --output x a
+map -s x a
+map -s 1x a
+map -s -1 a
+map -s 8E a
+map -s ''
+map -l x -s x a
+map -s x -l x
+map -l -1
+map -l 9223372036854775808 a
+map --start-offset 1y a
+map --max-length=1.5
+map --object foo,id=x a
+map -p a
+map -s
+map --image-opts -f raw a
+measure
+measure -O qcow2
+measure --size 1M a
+measure --size 1M a b
+measure a b
+measure --size x
+measure --size ''
+measure --size 1x -O nope
+measure --size -1
+measure --size 8E
+measure --output x --size 1M
+measure -o '' --size 1M
+measure -O qcow2 -o ,a --size 1M
+measure -f raw --size 1M
+measure -f raw
+measure -l foo --size 1M
+measure --image-opts --size 1M
+measure --image-opts
+measure -l snapshot.x=1 none
+measure -l snapshot.x=1
+measure -l snapshot.x=1 --size x
+measure --size x -l snapshot.x=1
+measure --object foo,id=x --size 1M
+measure -q --size 1M
+measure -o help
+measure -o help a b
+measure --image-opts -f raw a
+resize
+resize a
+resize -5
+resize -5 a
+resize -f -5
+resize -- -5
+resize a 1 2
+resize a 1 2 3
+resize a 1 2 --object foo
+resize a 1 -f
+resize a -x
+resize a -.5k
+resize a --shrink -5
+resize a -f qcow2 -5
+resize -512M a
+resize a 1x
+resize a ''
+resize a +
+resize a +x
+resize a -- -
+resize a +-1
+resize a -1x
+resize a -1.5
+resize a 16E
+resize a 18446744073709551616
+resize -f nope a 2x
+resize --preallocation x a 2M
+resize --preallocation '' a 2M
+resize --preallocation help a 2M
+resize --preallocation x --object foo a
+resize --object foo,id=x a 2M
+resize --object foo,id=x --preallocation zz a 2x
+resize --image-opts -f raw a 2M
+resize --image-opts -f raw a 2x
+resize -U a 1M
+resize --shrink a +
+compare
+compare a
+compare a b c
+compare -T bogus a b
+compare -f nope -T bogus a b
+compare --object foo,id=x -T bogus a b
+compare --object foo,id=x
+compare --image-opts -f raw a b
+compare --image-opts -f raw -T bogus a b
+compare -r a b
+compare -O raw a b
+compare --output json a b
+compare --f
+compare -p
+compare -p -T bogus a b
+compare -p --image-opts -f raw a b
+compare -p -q -T bogus a b
+compare --progress
+dd
+dd if=a
+dd of=x
+dd if=
+dd foo=1
+dd foo
+dd ''
+dd =x
+dd if=a of=x foo=1
+dd if=a of=x foo
+dd conv=notrunc if=a of=b
+dd seek=1 if=a of=b
+dd bs=
+dd bs=0
+dd bs=-1
+dd bs=1x
+dd bs=1.5
+dd bs=2G
+dd bs=2147483648
+dd bs=x if=a of=x
+dd bs=0 foo=1
+dd foo=1 bs=0
+dd count=1k
+dd count=x
+dd count=-1
+dd count=
+dd count=08
+dd count=99999999999999999999
+dd count=99999999999999999999x
+dd skip=x
+dd skip=1k
+dd skip=-1
+dd --object foo,id=x if=a of=x
+dd --object foo,id=x foo=1
+dd --image-opts -f raw if=a of=x
+dd --image-opts -f raw
+dd -n if=a of=x
+dd -p if=a of=x
+dd -q if=a of=x
+convert
+convert a
+convert -p a
+convert -p
+convert -O nope a
+convert -T bogus a x
+convert -T '' a x
+convert -T bogus -t bogus2 a x
+convert --image-opts -f raw -T bogus a x
+convert -S x a x
+convert -S '' a x
+convert -S 1 a x
+convert -S 511 a x
+convert -S 513 a x
+convert -S 32M a x
+convert -S 16777728 a x
+convert -S -1 a x
+convert -S 8E a x
+convert -S 1x --badopt
+convert -m 0 a x
+convert -m 17 a x
+convert -m x a x
+convert -m 1k a x
+convert -m '' a x
+convert -m 0 -S x
+convert -r x a x
+convert -r -1 a x
+convert -r 8E a x
+convert -o '' a x
+convert -o ,x a x
+convert -o x, a x
+convert -o help -o ,x a x
+convert -o help
+convert -o help a
+convert -O raw -o help,size=5 a
+convert -O nope -o help
+convert -o help a foo:bar
+convert -o help -T bogus
+convert -c -C a x
+convert -C -S 4k a x
+convert -C -S 0 a x
+convert -C -S 4k -c a x
+convert -C --salvage a x
+convert -C --salvage -S 4k a x
+convert -C -c -o help a x
+convert --salvage -C -c
+convert --skip-broken-bitmaps
+convert --skip-broken-bitmaps -C -c
+convert --skip-broken-bitmaps -T bogus a x
+convert --skip-broken-bitmaps --image-opts -f raw
+convert --target-image-opts
+convert --target-is-zero
+convert --target-is-zero --target-image-opts
+convert --target-is-zero --target-image-opts -C -c
+convert --target-is-zero -o help
+convert --target-is-zero -C -c
+convert --target-image-opts a x
+convert --target-is-zero a x
+convert -n -o foo=1
+convert -n -o foo=1 a x
+convert -n -o help a x
+convert -n -o foo=1 --target-image-opts -C -c
+convert -n -o foo=1 --target-is-zero -B x
+convert -n -o foo=1 --image-opts -f raw
+convert --image-opts -f raw
+convert --image-opts -f raw --target-is-zero
+convert --image-opts -f raw -C -c
+convert --image-opts -f raw a x
+convert -p --image-opts -f raw a x
+convert -q -p --image-opts -f raw a x
+convert -p -T bogus a x
+convert --target-image-opts -O raw -n
+convert -l snapshot.x=1 none x
+convert -l snapshot.x=1
+convert -l snapshot.x=1 -T bogus none x
+convert -l snapshot.x=1 -C -c none x
+convert -C -l snapshot.id=1,snapshot.x=2 -c
+convert --object foo,id=x a x
+convert --object foo,id=x -O nope
+convert --object foo,id=x
+convert -s foo a x
+convert -6 a x
+convert -e a x
+convert -u a x
+convert --target=1
+convert --s=1
+convert --so=1
+convert --b=x
+convert --ba=x
+convert --bitmaps=1
+frob
+''
+-x
+--=
+--vers=1
+-T
+--trace
+--trac
+-x create
+-q create
+-- create
+"""
+
+
+def words(line: str) -> list[str]:
+    """Split like a shell, as far as the lines above need it."""
+    found: list[str] = []
+    quoted = False
+    word: list[str] = []
+    begun = False
+    for character in line + " ":
+        if character == "'":
+            quoted = not quoted
+            begun = True
+        elif character == " " and not quoted:
+            if begun:
+                found.append("".join(word))
+            word, begun = [], False
+        else:
+            word.append(character)
+            begun = True
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(directory: Path) -> dict[str, tuple[int, str, str]]:
+    lines = [line for line in LINES.splitlines() if line]
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(lines, pool.map(lambda line: run_theirs(words(line), directory), lines)))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES.splitlines() if line])
+def test_refused_and_answered_like_qemu_img(line: str, expected: dict[str, tuple[int, str, str]]) -> None:
+    assert run_ours(words(line)) == expected[line]
