@@ -29,8 +29,8 @@ test: test-library test-pythons test-collection test-integration
 
 test-library: $(DONE)/test accel packages
 	@rm -rf $(RESULTS) && mkdir -p $(RESULTS)
-	@$(if $(CARGO),echo "The library, accelerated:" && DISKWRIGHT_ACCEL=require $(BIN)/python -m pytest -q -n 2 --junitxml=$(RESULTS)/accelerated.xml pylib/tests,:)
-	@echo "The library, pure:" && DISKWRIGHT_ACCEL=off $(BIN)/python -m pytest -q -n 2 --junitxml=$(RESULTS)/pure.xml pylib/tests
+	@if [ -n "$(CARGO)" ]; then echo "The library, accelerated:"; .ci/library $(RESULTS) require; fi
+	@echo "The library, pure:" && .ci/library $(RESULTS) off
 
 test-pythons: packages
 	@mkdir -p $(RESULTS) && .ci/pythons $(RESULTS)
