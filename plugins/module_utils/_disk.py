@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     State = Mapping[str, Any]
 
 
-def observe(path: str) -> dict[str, Any]:
+def observe(path: str, backing_file: Optional[str] = None) -> dict[str, Any]:
     """The state of the image at `path`; `state` is "absent" where there is nothing. Works on images in use.
 
-    Raises Error and OSError where there is something that is no image, or cannot be read.
+    `backing_moved` says whether the image's backing file is to be found under the name `backing_file` instead: it is gone
+    from its old place, or the two names hold the same content. Raises Error and OSError where there is something that is
+    no image, or cannot be read.
     """
     if not os.path.lexists(path):
         return {"state": "absent"}
@@ -33,8 +35,23 @@ def observe(path: str) -> dict[str, Any]:
             "size": node.size,
             "backing_file": node.backing_filename,
             "backing_format": node.backing_format,
+            "backing_moved": _moved(path, node.backing_filename, backing_file),
             "options": stored(node.cluster_size, node.format_specific()),
         }
+
+
+def _moved(path: str, old: Optional[str], new: Optional[str]) -> bool:
+    if old is None or new is None or _same_file(path, old, new):
+        return False
+    folder = os.path.dirname(os.path.abspath(path))
+    old, new = os.path.join(folder, old), os.path.join(folder, new)
+    if not os.path.exists(new):
+        return False
+    if not os.path.exists(old) or os.path.samefile(old, new):
+        return True
+    from .diskwright.commands.compare import compare
+
+    return bool(compare(old, new, strict=False, force_share=True).identical)
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +78,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         "options": options,
         "preallocation": params["preallocation"],
         "allow_shrink": params["allow_shrink"],
+        "rebase": params["rebase"],
     }
 
 
@@ -74,15 +92,18 @@ def plan(want: State, have: State) -> list[Step]:
             raise Refusal("%s does not exist, and without a size or a backing file it cannot be created" % path)
         return [_create(want)]
     _refuse_what_cannot_change(want, have)
+    steps = []
+    if want["backing_file"] is not None and not _has_backing(want, have):
+        steps.append(_follow(want, have))
     size = want["size"]
     if size is None or size == have["size"]:
-        return []
+        return steps
     if size < have["size"] and not want["allow_shrink"]:
         raise Refusal(
             "%s is %d bytes large and %d are wanted: shrinking destroys what lies beyond the new end, and needs allow_shrink"
             % (path, have["size"], size)
         )
-    return [_resize(want, have)]
+    return steps + [_resize(want, have)]
 
 
 def _refuse_what_cannot_change(want: State, have: State) -> None:
@@ -98,13 +119,22 @@ def _refuse_what_cannot_change(want: State, have: State) -> None:
             raise Refusal("%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, value))
     if want["backing_file"] is None:
         return
-    if have["backing_file"] is None or not _same_file(path, want["backing_file"], have["backing_file"]):
+    if not _has_backing(want, have) and not _may_follow(want, have):
         raise Refusal(
-            "%s has %s and '%s' is wanted: that cannot be changed in place"
+            "%s has %s and '%s' is wanted: that is not changed unless rebase allows it and the content is the same"
             % (path, "the backing file '%s'" % have["backing_file"] if have["backing_file"] else "no backing file", want["backing_file"])
         )
     if want["backing_format"] is not None and have["backing_format"] not in (None, want["backing_format"]):
         raise Refusal("%s has the backing format %s and %s is wanted" % (path, have["backing_format"], want["backing_format"]))
+
+
+def _has_backing(want: State, have: State) -> bool:
+    return have["backing_file"] is not None and _same_file(want["path"], want["backing_file"], have["backing_file"])
+
+
+def _may_follow(want: State, have: State) -> bool:
+    """Whether the reference to the backing file may be rewritten: it has moved, and following it was allowed."""
+    return want["rebase"] == "moved" and have["backing_file"] is not None and bool(have["backing_moved"])
 
 
 def _same_file(path: str, name: str, other: str) -> bool:
@@ -158,6 +188,20 @@ def backing_format(want: State) -> str:
     name = os.path.join(os.path.dirname(os.path.abspath(want["path"])), want["backing_file"])
     with open_image(name, flags=OpenFlags(no_backing=True, no_io=True, force_share=True)) as node:
         return node.driver
+
+
+def _follow(want: State, have: State) -> Step:
+    format = want["backing_format"] or have["backing_format"]
+    argv = ["qemu-img", "rebase", "-u", "-f", want["format"], "-b", want["backing_file"], *(["-F", format] if format else []), want["path"]]
+
+    def run() -> None:
+        from .diskwright.image import open_node
+
+        with open_node(want["path"], "r+", format=want["format"], backing=False) as node:
+            node.change_backing(want["backing_file"], format)
+
+    why = "its backing file '%s' has moved" % have["backing_file"]
+    return Step("rebase", want["path"], why, argv, {"backing_file": want["backing_file"], "backing_format": format}, run)
 
 
 def _resize(want: State, have: State) -> Step:

@@ -51,6 +51,14 @@ options:
   backing_format:
     description: The format of O(backing_file). It is told from its content if not given, and always stored in the image.
     type: str
+  rebase:
+    description:
+      - What to do if an existing image has another backing file than O(backing_file). V(never) refuses.
+      - V(moved) makes the image refer to O(backing_file) if that is the old backing file at a new place. The old one is gone, or both
+        have the same content.
+    type: str
+    choices: [never, moved]
+    default: never
   preallocation:
     description: How much of the image, or of the part by which it grows, is allocated beforehand. Says nothing about an existing image.
     type: str
@@ -139,6 +147,7 @@ ARGUMENTS = {
     "allow_shrink": {"type": "bool", "default": False},
     "backing_file": {"type": "str"},
     "backing_format": {"type": "str"},
+    "rebase": {"type": "str", "choices": ["never", "moved"], "default": "never"},
     "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
     "options": {"type": "dict"},
 }
@@ -147,7 +156,7 @@ ARGUMENTS = {
 def task(module):
     path = module.params["path"]
     want = wanted(module.params)
-    have = observe(path)
+    have = observe(path, module.params["backing_file"])
     steps = plan(want, have)
     result = carry_out(module, path, have, steps)
     result["image"] = after(have, steps) if module.check_mode else observe(path)
