@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import RLock, allocate_lock
+from itertools import islice
 
 from .errors import Error, ReadOnly, Unsupported
 from .extent import COMPRESSED, DATA, PASS, RECURSE, ZERO, Extent, clip, coalesce
@@ -49,7 +50,6 @@ class OpenFlags:
     no_backing, no_io    do not open the backing file; guest data will not be read (info, create -b)
     check                opened for check: a corrupt bit is no obstacle, and nothing is repaired on open
     unmap                discard requests reach the host (discard=unmap)
-    locking              "auto", "on" or "off"; protocols/file.py says what they mean
     perm, shared         permissions; None derives them from the above
     """
 
@@ -96,10 +96,7 @@ class OpenFlags:
         perm = self.perm
         if perm is None:
             perm = (0 if self.no_io else CONSISTENT_READ) | (WRITE if self.writable else 0) | (RESIZE if self.resize else 0)
-        shared = self.shared
-        if shared is None:
-            shared = ALL & ~RESIZE if self.resize else ALL
-        return perm, shared
+        return perm, ALL if self.shared is None else self.shared
 
 
 def cache_flags(mode: str) -> Optional[dict[str, bool]]:
@@ -281,12 +278,14 @@ class Node:
             self._pread_into(first, bounce)
             view[start - host_offset : start - host_offset + length] = bounce[start - first : start - first + length]
 
-    def block_status(self, offset: int, length: int, want_zero: bool = True) -> list[Extent]:
+    def block_status(self, offset: int, length: int, want_zero: bool = True, limit: int = 0) -> list[Extent]:
         """How this layer stores a range: contiguous, merged extents that cover it exactly.
 
         A status without ALLOCATED-bearing bits (0) means that the backing node has it. With `want_zero` hosts are asked for holes.
+        With a `limit` the result may end early, after so many extents before merging: memory then does not depend on the range.
         """
-        return coalesce(self._status(offset, length, want_zero))
+        found = self._status(offset, length, want_zero)
+        return coalesce(islice(found, limit) if limit else found)
 
     def _status(self, offset: int, length: int, want_zero: bool) -> Iterator[Extent]:
         for extent in self._extents(offset, length):
@@ -787,7 +786,7 @@ class Protocol(Node):
     """A protocol: access to storage. It hosts its own bytes."""
 
     leaf = True
-    strong_options = ("filename",)
+    strong_options: ClassVar[tuple[str, ...]] = ("filename",)
     create_options: ClassVar[type[Options]]
 
     def disk_size(self) -> Optional[int]:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from ..extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, ZERO
+from ..graph import Graph
+from ..node import OpenFlags
 from . import spec
 from .spec import VALUE, Command, Option, UsageError
 
@@ -11,7 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterator, Mapping, Optional, Sequence
 
+    from ..extent import Extent
+    from ..graph import OpenPolicy
+    from ..node import Node
     from .ui import UI
+
+EXTENTS_AT_ONCE = 4096  # keeps memory flat
 
 COMMAND = Command(
     "map",
@@ -58,7 +66,57 @@ def main(args: Sequence[str], ui: UI) -> int:
         force_share="force_share" in given,
         objects=given.objects,
     )
-    raise NotImplementedError((extents, given.get("output", "human")))
+    return _print_json(extents, ui) if given.get("output") == "json" else _print_human(extents, ui)
+
+
+class MapEntry:
+    """A run of `length` bytes at guest offset `start`, all stored the same way.
+
+    `depth` counts the layers from the top (0) to the one that decides the content. `present`: some layer does;
+    otherwise the bytes are zeroes since no layer has them. `zero`: they read as zeroes; `data`: they are stored.
+    `compressed`: they are stored compressed. `offset` is their place in the file `filename`, None where they
+    cannot be read from a file as they are.
+    """
+
+    __slots__ = ("start", "length", "depth", "present", "zero", "data", "compressed", "offset", "filename")
+
+    def __init__(self, start: int, length: int, depth: int, status: int, offset: Optional[int] = None, filename: Optional[str] = None) -> None:
+        self.start = start
+        self.length = length
+        self.depth = depth
+        self.present = bool(status & ALLOCATED)
+        self.zero = bool(status & ZERO)
+        self.data = bool(status & DATA)
+        self.compressed = bool(status & COMPRESSED)
+        self.offset = offset
+        self.filename = filename
+
+    def continued_by(self, other: MapEntry) -> bool:
+        """Whether `other` could be the rest of this run."""
+        return (
+            self.depth == other.depth
+            and self.present == other.present
+            and self.zero == other.zero
+            and self.data == other.data
+            and self.compressed == other.compressed
+            and self.filename == other.filename
+            and (other.offset is None if self.offset is None else other.offset == self.offset + self.length)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry as qemu-img map --output=json has it (QAPI's MapEntry, without the file name)."""
+        values: dict[str, Any] = {
+            "start": self.start,
+            "length": self.length,
+            "depth": self.depth,
+            "present": self.present,
+            "zero": self.zero,
+            "data": self.data,
+            "compressed": self.compressed,
+        }
+        if self.offset is not None:
+            values["offset"] = self.offset
+        return values
 
 
 def map_image(
@@ -70,9 +128,87 @@ def map_image(
     length: Optional[int] = None,
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
-) -> Iterator[Any]:
-    """The extents of the image `filename` in [start, start + length), in bytes, as qemu-img map --output=json lists them.
+    policy: Optional[OpenPolicy] = None,
+) -> Iterator[MapEntry]:
+    """The runs of the image `filename` in [start, start + length), in bytes, as qemu-img map --output=json lists them.
 
-    Raises Error or OSError.
+    A range that is empty or lies behind the end gives one empty entry. The image stays open while the iterator is in use.
+    Raises Error or OSError: those of opening at once, later ones where they occur.
     """
-    raise NotImplementedError
+    node = Graph(policy, objects).open(filename, format, OpenFlags(force_share=force_share), image_opts)
+    return _entries(node, start, node.size if length is None else min(node.size, start + length))
+
+
+def _entries(node: Node, start: int, end: int) -> Iterator[MapEntry]:
+    with node:
+        if start >= end:
+            yield MapEntry(start, 0, 0, 0)
+            return
+        last: Optional[MapEntry] = None
+        for entry in _runs(node, start, end - start, 0):
+            if last is None:
+                last = entry
+            elif last.continued_by(entry):
+                last.length += entry.length
+            else:
+                yield last
+                last = entry
+        if last is not None:
+            yield last
+
+
+def _runs(node: Node, start: int, length: int, depth: int) -> Iterator[MapEntry]:
+    """The runs of a range of one layer, and of those below it where it has nothing; neighbours may be alike."""
+    end = start + length
+    while start < end:
+        for extent in node.block_status(start, end - start, limit=EXTENTS_AT_ONCE):
+            yield from _layer(node, extent, depth)
+        start = extent.offset + extent.length
+
+
+def _layer(node: Node, extent: Extent, depth: int) -> Iterator[MapEntry]:
+    start, length, status, host, host_offset = extent
+    if status & (DATA | ZERO):
+        if status & OFFSET_VALID and host is not None:
+            yield MapEntry(start, length, depth, status | ALLOCATED, host_offset, host.filename)
+        else:
+            yield MapEntry(start, length, depth, status | ALLOCATED)
+        return
+    if not node.supports_backing:
+        yield MapEntry(start, length, depth, 0)
+        return
+    backing = node.backing
+    inside = 0 if backing is None else max(0, min(length, backing.size - start))
+    if backing is not None and inside:
+        yield from _runs(backing, start, inside, depth + 1)
+    if inside < length:
+        yield MapEntry(start + inside, length - inside, depth, ZERO)
+
+
+def _print_json(extents: Iterator[MapEntry], ui: UI) -> int:
+    mark = "["
+    for entry in extents:
+        offset = "" if entry.offset is None else ', "offset": %d' % entry.offset
+        flags = tuple("true" if flag else "false" for flag in (entry.present, entry.zero, entry.data, entry.compressed))
+        line = '{ "start": %d, "length": %d, "depth": %d, "present": %s, "zero": %s, "data": %s, "compressed": %s%s}'
+        ui.write(mark + line % (entry.start, entry.length, entry.depth, *flags, offset))
+        mark = ",\n"
+    ui.write("]\n")
+    return 0
+
+
+def _print_human(extents: Iterator[MapEntry], ui: UI) -> int:
+    row = "%-16s%-16s%-16s%s\n"
+    ui.write(row % ("Offset", "Length", "Mapped to", "File"))
+    for entry in extents:
+        if not entry.data or entry.zero:
+            continue
+        if entry.offset is None:
+            ui.error("File contains external, encrypted or compressed clusters.")
+            return 1
+        ui.write(row % (_hexadecimal(entry.start), _hexadecimal(entry.length), _hexadecimal(entry.offset), entry.filename))
+    return 0
+
+
+def _hexadecimal(number: int) -> str:
+    return "%#x" % number if number else "0"
