@@ -162,7 +162,8 @@ def version(name: str) -> str:
 
 def _run_command(module: Any, args: Sequence[str], ui: UI) -> int:
     if module.COMMAND.name in INTERRUPTIBLE:
-        from signal import SIGTERM, signal
+        # The module behind `signal`, which takes longer to import than all of ours.
+        from _signal import SIGTERM, signal  # type: ignore[import-not-found, unused-ignore]
 
         try:
             signal(SIGTERM, _raise_stopped)
@@ -190,5 +191,8 @@ def _stop(ui: UI, command: str, number: int) -> int:
 def _fill_standard_descriptors() -> None:
     """Where a standard stream is closed, put the null device in its place: no image may get its number."""
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
-        while os.open(os.devnull, os.O_RDWR) <= 2:
-            pass
+        while True:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor > 2:
+                os.close(descriptor)
+                break

@@ -65,7 +65,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._began = monotonic()
         try:
-            from signal import SIGUSR1, signal
+            from _signal import SIGUSR1, signal  # type: ignore[import-not-found, unused-ignore]
 
             self._old_action = signal(SIGUSR1, self._report)
         except (ImportError, ValueError):
@@ -76,7 +76,7 @@ class Progress:
 
     def __exit__(self, *_error: object) -> None:
         if self._old_action is not None:
-            from signal import SIGUSR1, signal
+            from _signal import SIGUSR1, signal
 
             signal(SIGUSR1, self._old_action)
         self._ui.before = None
