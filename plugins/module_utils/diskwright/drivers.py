@@ -35,7 +35,7 @@ def _file() -> type[Node]:
 
 
 def _host_device() -> type[Node]:
-    from .protocols.host_device import HostDevice
+    from .protocols.file.device import HostDevice
 
     return HostDevice
 

@@ -56,7 +56,9 @@ class ReadOnly(Error):
 
 
 class Locked(Error):
-    """Another process uses the image in a way that excludes ours."""
+    """Another process uses the image in a way that excludes ours. `holder` names it, where the host tells."""
+
+    holder: Optional[str] = None
 
 
 class Denied(Error):

@@ -12,7 +12,7 @@ import os
 
 from . import drivers
 from .errors import Denied, Error, OptionError
-from .node import Format, Node, OpenFlags, Protocol, cache_flags
+from .node import ALL, Format, Node, OpenFlags, Protocol, cache_flags
 from .options import flatten, nest, parse_value, opt, split_pairs
 
 TYPE_CHECKING = False
@@ -135,8 +135,8 @@ class Graph:
 
             if "file" not in values:
                 raise OptionError("Must specify either driver or file")
-            # a format's permissions are asked for, since which format it is shows only afterwards
-            file = self._child("file", _as_protocol(values.pop("file")), Format.child_flags("file", flags))
+            # without permissions: which ones the format needs shows only afterwards
+            file = self._child("file", _as_protocol(values.pop("file")), Format.child_flags("file", flags).but(perm=0, shared=ALL))
             opened.append(file)
             driver = probe(file, file.filename)
             cls = drivers.lookup(driver)
@@ -382,6 +382,8 @@ def _prefixed(prefix: str, exc: Error, filename: str) -> Error:
     """The same error with more context in front; its class and its details stay."""
     again = type(exc).__new__(type(exc))
     Error.__init__(again, prefix + str(exc), filename=exc.filename or filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)
+    for name, value in exc.__dict__.items():
+        again.__dict__.setdefault(name, value)
     return again
 
 

@@ -67,12 +67,14 @@ def opt(
     help: str = "",
     key: Optional[str] = None,
     choices: Sequence[str] = (),
+    refusal: str = "",
     legacy: Sequence[str] = (),
     hidden: bool = False,
 ) -> Any:
     """Declare an option. `key` is what users write where it is not the attribute's name, `choices` the allowed values,
-    `legacy` older spellings of the key, `hidden` keeps it out of `-o help`."""
-    return Field(default, help, key, choices, legacy, hidden)
+    `refusal` what is said of others where it is not the usual sentence (%s stands for the value), `legacy` older
+    spellings of the key, `hidden` keeps it out of `-o help`."""
+    return Field(default, help, key, choices, refusal, legacy, hidden)
 
 
 _HELP_KINDS = {"str": "str", "bool": "bool (on/off)", "int": "num", "Size": "size"}
@@ -199,7 +201,7 @@ def parse_value(field: Field, value: Any, key: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str):
         raise OptionError("Invalid parameter type for '%s', expected: string" % key)
     if field.choices and value not in field.choices:
-        raise OptionError("Parameter '%s' does not accept value '%s'" % (key, value))
+        raise OptionError(field.refusal % value if field.refusal else "Parameter '%s' does not accept value '%s'" % (key, value))
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..errors import Error, OptionError
 from ..extent import PASS, Extent
-from ..node import Alloc, Format, Measure, OpenFlags
+from ..node import RESIZE, Alloc, Format, Measure, OpenFlags
 from ..options import Options, Size, opt
 
 TYPE_CHECKING = False
@@ -64,6 +64,9 @@ class Raw(Format):
                     "The sum of offset (%d) and size (%d) has to be smaller or equal to the actual size of the containing file (%d)"
                     % (self.start, self.window, length)
                 )
+        if self.start or self.window is not None:
+            own = self.file.flags
+            self.file.change_flags(own.but(shared=own.permissions()[1] & ~RESIZE))  # what is around the window is to stay
         self.growable = self.window is None and self.file.growable
         self.zero_initialized = self.file.zero_initialized
         self.dirty = self.file.dirty
