@@ -21,7 +21,7 @@ help:
 
 #: make demo [IMAGE=path]   a template, three thin clones of it, checked; and a second run that changes nothing
 demo: $(DONE)/demo accel
-	@.ci/demo $(if $(IMAGE),"$(abspath $(IMAGE))")
+	@.ci/demo $(if $(IMAGE),"$$(realpath --no-symlinks -- "$(IMAGE)")")
 
 #: make test                the library with and without the accelerator and under other Pythons, and the collection
 test: test-library test-pythons test-collection test-integration
