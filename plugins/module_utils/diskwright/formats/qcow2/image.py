@@ -1,0 +1,206 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Qcow2, the node of an image: opening it, and the driver's hooks (https://www.qemu.org/docs/master/interop/qcow2.html).
+
+What a hook does is in the module that it imports, so that looking at an image does not load the writing of one.
+"""
+
+from __future__ import annotations
+
+from ...errors import Corrupt, Error, ReadOnly, Unsupported
+from ...node import Format, OpenFlags, Reference
+from . import header as layout
+from .header import name_text, read_header
+from .options import Qcow2CreateOptions, Qcow2Options, check_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterable, Optional, Sequence
+
+    from ...check import CheckResult
+    from ...extent import Extent
+    from ...node import Alloc, Measure, Node
+    from .overlap import Overlap
+    from .refcount import Refcounts
+    from .tables import Tables
+
+EACCES, EIO, ENOTSUP = 13, 5, 95
+
+
+class Qcow2(Format):
+    """A qcow2 image. `header` is the one record of what the file's header says; `update_header` writes it."""
+
+    driver = "qcow2"
+    options_class = Qcow2Options
+    create_options = Qcow2CreateOptions
+    supports_backing = True
+    supports_compression = True
+    creatable = True
+    zero_initialized = True
+
+    options: Qcow2Options
+
+    def __init__(self, options: Qcow2Options, flags: OpenFlags) -> None:
+        super().__init__(options, flags)
+        header = self.header = read_header(self.file)
+        check_options(options, header)
+        self._size = header.size
+        self.cluster_size = self.allocation_unit = header.cluster_size
+        self.dirty = bool(header.incompatible_features & layout.DIRTY)
+        self.encrypted = bool(header.crypt_method)
+        self.backing_filename = name_text(header.backing_file)
+        self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) if header.backing_file else None
+        self.data_file: Node = self.children.get("data-file", self.file)
+        self.corruption_signalled = False
+        self._tables: Optional[Tables] = None
+        self._refcounts: Optional[Refcounts] = None
+        self._overlap: Optional[Overlap] = None
+        if "data-file" in self.children and not header.incompatible_features & layout.DATA_FILE:
+            raise Error("'data-file' can only be set for images with an external data file", errno=22)
+        if not flags.no_io:
+            self._refuse_unreadable()
+        if flags.writable:
+            self._open_for_writing()
+
+    def _refuse_unreadable(self) -> None:
+        header = self.header
+        if header.crypt_method:
+            name = ("", "AES", "LUKS")[header.crypt_method]
+            raise Unsupported("qcow2: %s encrypted images are not supported" % name, errno=ENOTSUP)
+        if header.autoclear_features & layout.RAW_DATA_FILE and not header.incompatible_features & layout.DATA_FILE:
+            raise Corrupt("data-file-raw requires a data file", errno=22)
+        if header.incompatible_features & layout.DATA_FILE and not self.references() and "data-file" not in self.children:
+            raise Error("'data-file' is required for this image", errno=22)
+
+    def _open_for_writing(self) -> None:
+        """The header's say in whether and how the image may be written."""
+        header, flags = self.header, self.flags
+        incompatible = header.incompatible_features
+        if not flags.check:
+            if incompatible & layout.CORRUPT:
+                raise ReadOnly("qcow2: Image is corrupt; cannot be opened read/write", errno=EACCES)
+            for bit, name in ((layout.DATA_FILE, "an external data file"), (layout.EXTENDED_L2, "extended L2 entries")):
+                if incompatible & bit:
+                    raise Unsupported("qcow2: writing images with %s is not supported" % name, errno=ENOTSUP)
+            if header.autoclear_features & layout.BITMAPS and header.extension(layout.EXT_BITMAPS) is not None:
+                raise Unsupported("qcow2: writing images with persistent bitmaps is not supported", errno=ENOTSUP)
+        if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
+            header.autoclear_features &= layout.KNOWN_AUTOCLEAR
+            self.update_record()
+        if self.dirty and not flags.check:
+            from .repair import repair_dirty
+
+            repair_dirty(self)
+
+    # -- the parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def tables(self) -> Tables:
+        """L1 and L2 tables."""
+        if self._tables is None:
+            with self._lock:
+                if self._tables is None:
+                    from .tables import Tables
+
+                    self._tables = Tables(self)
+        return self._tables
+
+    @property
+    def refcounts(self) -> Refcounts:
+        """Refcount table and blocks, and the allocation of clusters."""
+        if self._refcounts is None:
+            with self._lock:
+                if self._refcounts is None:
+                    from .refcount import Refcounts
+
+                    self._refcounts = Refcounts(self)
+        return self._refcounts
+
+    @property
+    def overlap(self) -> Overlap:
+        """The guard of metadata against writes that do not mean it."""
+        if self._overlap is None:
+            with self._lock:
+                if self._overlap is None:
+                    from .overlap import Overlap
+
+                    self._overlap = Overlap(self)
+        return self._overlap
+
+    def forget_metadata(self) -> None:
+        """Drop whatever was cached of the tables, unwritten changes included; for a repair that rewrote the file."""
+        self._tables = self._refcounts = self._overlap = None
+
+    def update_record(self) -> None:
+        """Write the numbers of the header in one piece and bring them to the disk."""
+        self.file.write_hosted(0, memoryview(self.header.pack_record()))
+        self.file.flush()
+
+    def update_header(self) -> None:
+        """Write the whole header, with extensions and backing file name, in one piece and bring it to the disk."""
+        self.file.write_hosted(0, memoryview(self.header.pack()))
+        self.file.flush()
+
+    def corrupt(self, what: str, fatal: bool = True) -> Corrupt:
+        """The error for a broken image, in QEMU's words; marks a writable image as corrupt unless not `fatal`."""
+        if self.read_only or not fatal or self.header.version < 3:
+            return Corrupt(
+                "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed" % what, filename=self.filename, errno=EIO
+            )
+        if not self.header.incompatible_features & layout.CORRUPT:
+            self.header.incompatible_features |= layout.CORRUPT
+            self.update_record()
+        return Corrupt(
+            "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed" % what, filename=self.filename, errno=EIO
+        )
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
+        return self.tables.map(offset, length)
+
+    def _pread_into(self, host_offset: int, view: memoryview) -> None:
+        from .compressed import read_compressed
+
+        read_compressed(self, host_offset, view)
+
+    def references(self) -> list[Reference]:
+        found = []
+        header = self.header
+        data_name = header.extension(layout.EXT_DATA_FILE)
+        if header.incompatible_features & layout.DATA_FILE and data_name and not self.flags.no_io and "data-file" not in self.children:
+            found.append(Reference("data-file", _plain_path(name_text(data_name) or ""), "raw"))
+        if self.backing_filename is not None and "backing" not in self.children:
+            found.append(Reference("backing", self.backing_filename, self.backing_format))
+        return found
+
+    def attach(self, role: str, child: Node) -> None:
+        super().attach(role, child)
+        if role == "data-file":
+            self.data_file = child
+
+    def format_specific(self) -> dict[str, Any]:
+        header = self.header
+        if header.version < 3:
+            return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": header.refcount_bits}
+        data: dict[str, Any] = {"compat": "1.1", "compression-type": layout.COMPRESSION_NAMES[header.compression_type]}
+        data["lazy-refcounts"] = bool(header.compatible_features & layout.LAZY_REFCOUNTS)
+        data["refcount-bits"] = header.refcount_bits
+        data["corrupt"] = bool(header.incompatible_features & layout.CORRUPT)
+        data["extended-l2"] = header.extended_l2
+        if header.incompatible_features & layout.DATA_FILE:
+            name = name_text(header.extension(layout.EXT_DATA_FILE))
+            if name:
+                data["data-file"] = name
+            data["data-file-raw"] = bool(header.autoclear_features & layout.RAW_DATA_FILE)
+        return data
+
+    @classmethod
+    def probe(cls, head: bytes, filename: str) -> int:
+        return 100 if head[:4] == layout.MAGIC_BYTES and int.from_bytes(head[4:8], "big") >= 2 else 0
+
+
+def _plain_path(name: str) -> str:
+    """A name that is a path even where it looks like `protocol:...`: only plain files hold an image's data."""
+    colon, slash = name.find(":"), name.find("/")
+    return "./" + name if 0 <= colon and not 0 <= slash < colon else name

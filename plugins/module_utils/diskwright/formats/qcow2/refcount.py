@@ -1,0 +1,359 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Refcounts, and with them the allocation of host clusters (https://www.qemu.org/docs/master/interop/qcow2.html#host-cluster-management).
+
+Room is taken from holes first and then from the end of the file. A cluster that is given back keeps its refcount, and so its
+content, until no pointer in the file leads to it any more: `free` only notes it, `apply_freed` comes after the pointers.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+
+from ... import kernels
+from ...cache import TableCache, read_padded
+from ...errors import Error
+from .header import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_SIZE, REFCOUNT_TABLE_MASK
+from .tables import big_array, big_bytes, c_hex
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+    from .image import Qcow2
+
+DEFAULT_CACHE = 1 << 20  # bytes; never less than 4 clusters
+RUNS = 4096  # holes asked for at a time
+MAX_REFCOUNT = (1 << 63) - 1  # with 64 bits a refcount is still a signed number to QEMU
+
+
+class Refcounts:
+    """The refcount table, whole and in native form, a cache of refcount blocks, and the allocator. Counts and indexes are clusters."""
+
+    def __init__(self, image: Qcow2) -> None:
+        header = image.header
+        self.image = image
+        self.cluster_size = header.cluster_size
+        self.order = header.refcount_order
+        self.most = min((1 << header.refcount_bits) - 1, MAX_REFCOUNT)
+        self.per_block = (self.cluster_size * 8) >> self.order
+        raw = bytearray(header.refcount_table_clusters * self.cluster_size)
+        read_padded(image.file, header.refcount_table_offset, memoryview(raw))
+        self.table = big_array(raw)
+        self.table_dirty: set[int] = set()
+        options = image.options
+        size = options.refcount_cache_size
+        if size is None:
+            size = max(DEFAULT_CACHE, 4 * self.cluster_size)
+        self.cache = TableCache(image.file, self.cluster_size, max(4, size // self.cluster_size))
+        self.freed: list[tuple[int, int]] = []
+        self.byte_offset = 0  # where the next compressed cluster goes, 0: into a new cluster
+        self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
+        self._scan = 0  # holes from here on up to _tail are not known yet
+        self._tail = self._find_tail()  # from here on all clusters are free
+
+    # -- looking up ----------------------------------------------------------------------------------------------
+
+    def block_offset(self, index: int) -> int:
+        """Where the refcount block of table entry `index` is, 0 for none. Raises Corrupt."""
+        offset = self.table[index] & REFCOUNT_TABLE_MASK if index < len(self.table) else 0
+        if offset & (self.cluster_size - 1):
+            raise self.image.corrupt("Refblock offset %#x unaligned (reftable index: %s)" % (offset, c_hex(index)))
+        return offset
+
+    def get(self, cluster: int) -> int:
+        """The refcount of a cluster."""
+        index, entry = divmod(cluster, self.per_block)
+        offset = self.block_offset(index)
+        return kernels.refcounts_unpack(self.cache.get(offset), self.order, entry, 1)[0] if offset else 0
+
+    def _find_tail(self) -> int:
+        """One past the last cluster that has a refcount."""
+        empty = {0}
+        for index in range(len(self.table) - 1, -1, -1):
+            offset = self.block_offset(index)
+            if offset in empty:
+                continue
+            used = len(bytes(self.cache.get(offset)).rstrip(b"\0")) if offset < self.image.file.size else 0
+            if used:
+                return index * self.per_block + -(-(used * 8) >> self.order)
+            empty.add(offset)
+        return 0
+
+    # -- changing refcounts --------------------------------------------------------------------------------------
+
+    def _parts(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(table index, first entry, count) of the blocks that a run of clusters touches."""
+        while count:
+            index, entry = divmod(first, self.per_block)
+            part = min(count, self.per_block - entry)
+            yield index, entry, part
+            first += part
+            count -= part
+
+    def _set_one(self, first: int, count: int) -> None:
+        """Give free clusters, whose blocks exist, the refcount 1."""
+        for index, entry, part in self._parts(first, count):
+            offset = self.block_offset(index)
+            block = self.cache.get(offset)
+            if self.order >= 3:
+                width = 1 << self.order - 3
+                block[entry * width : (entry + part) * width] = ONES[self.order] * part
+            else:
+                self._add_in_block(block, entry, part, 1)
+            self.cache.mark(offset)
+
+    def add(self, first: int, count: int, step: int) -> list[tuple[int, int]]:
+        """Add `step` (1 or -1) to the refcounts of a run whose blocks exist; returns the runs that fell to 0.
+
+        A refcount of 0 stays 0. Raises Error where one would exceed its width; nothing of that block is changed then.
+        """
+        zeroed: list[tuple[int, int]] = []
+        for index, entry, part in self._parts(first, count):
+            offset = self.block_offset(index)
+            if not offset:
+                continue
+            block = self.cache.get(offset)
+            for start, length in self._add_in_block(block, entry, part, step):
+                zeroed.append((index * self.per_block + start, length))
+            self.cache.mark(offset)
+        return zeroed
+
+    def _add_in_block(self, block: bytearray, entry: int, count: int, step: int) -> list[tuple[int, int]]:
+        per_byte = max(1, 8 >> self.order)
+        low = entry // per_byte * per_byte
+        high = -(-(entry + count) // per_byte) * per_byte
+        values = kernels.refcounts_unpack(block, self.order, low, high - low)
+        zeroed: list[tuple[int, int]] = []
+        for at in range(entry - low, entry - low + count):
+            value = values[at] + step
+            if value > self.most:
+                raise Error("refcount of a cluster exceeds its width of %d bits" % (1 << self.order), errno=errno.EINVAL)
+            if value < 0:
+                continue
+            values[at] = value
+            if not value and step < 0:
+                if zeroed and sum(zeroed[-1]) == low + at:
+                    zeroed[-1] = (zeroed[-1][0], zeroed[-1][1] + 1)
+                else:
+                    zeroed.append((low + at, 1))
+        start = low << self.order >> 3
+        packed = kernels.refcounts_pack(values, self.order)
+        block[start : start + len(packed)] = packed
+        return zeroed
+
+    # -- allocating ----------------------------------------------------------------------------------------------
+
+    def allocate(self, count: int) -> tuple[int, int]:
+        """Take up to `count` free clusters that follow one another; returns (first, how many), with refcount 1."""
+        while self._holes or self._scan < self._tail:
+            if not self._holes:
+                self._look_for_holes()
+                continue
+            first, room = self._holes[0]
+            index, entry = divmod(first, self.per_block)
+            if not self.block_offset(index):
+                self._drop_from_hole(0, 1)
+                self._install_block(index, first)
+                continue
+            taken = min(count, room, self.per_block - entry)
+            self.image.overlap.check(first * self.cluster_size, taken * self.cluster_size)
+            self._drop_from_hole(0, taken)
+            self._set_one(first, taken)
+            return first, taken
+        first = self._take_tail(1, count)
+        return first, self._last_taken
+
+    def allocate_whole(self, count: int) -> int:
+        """Take `count` free clusters that follow one another; returns the first. They have refcount 1."""
+        if count == 1:
+            return self.allocate(1)[0]
+        for at, (first, room) in enumerate(self._holes):
+            if room >= count and all(self.block_offset(index) for index, _entry, _part in self._parts(first, count)):
+                self.image.overlap.check(first * self.cluster_size, count * self.cluster_size)
+                self._drop_from_hole(at, count)
+                self._set_one(first, count)
+                return first
+        return self._take_tail(count, count)
+
+    def _drop_from_hole(self, at: int, count: int) -> None:
+        first, room = self._holes[at]
+        if room > count:
+            self._holes[at] = (first + count, room - count)
+        else:
+            del self._holes[at]
+
+    def _look_for_holes(self) -> None:
+        """Look at the next block for holes."""
+        index, entry = divmod(self._scan, self.per_block)
+        stop = min(self.per_block, self._tail - index * self.per_block)
+        offset = self.block_offset(index)
+        if offset:
+            runs = kernels.refcount_free_runs(self.cache.get(offset), self.order, entry, stop - entry, RUNS)
+        else:
+            runs = [(entry, stop - entry)]
+        base = index * self.per_block
+        self._holes.extend((base + start, length) for start, length in runs)
+        self._scan = base + (sum(runs[-1]) if len(runs) == RUNS else stop)
+
+    def _take_tail(self, least: int, count: int) -> int:
+        """Take clusters at the end: at least `least`, up to `count` where no block ends before; sets _last_taken."""
+        while True:
+            first = self._tail
+            last_index = (first + least - 1) // self.per_block
+            missing = [index for index in range(first // self.per_block, last_index + 1) if not self.block_offset(index)]
+            if not missing:
+                break
+            if last_index >= len(self.table):
+                self._grow_table(last_index + 1)
+                continue
+            self.image.overlap.check(first * self.cluster_size, self.cluster_size)
+            self._move_tail(1)
+            self._install_block(missing[0], first)
+        taken = max(least, min(count, self.per_block - first % self.per_block))
+        self.image.overlap.check(first * self.cluster_size, taken * self.cluster_size)
+        self._move_tail(taken)
+        self._set_one(first, taken)
+        self._last_taken = taken
+        return first
+
+    def _move_tail(self, count: int) -> None:
+        if (self._tail + count) * self.cluster_size > MAX_HOST_OFFSET:
+            raise Error("The image file cannot grow any further", filename=self.image.filename, errno=errno.EFBIG)
+        if self._scan == self._tail:
+            self._scan += count
+        self._tail += count
+
+    def _install_block(self, index: int, cluster: int) -> None:
+        """Make `cluster`, which was just taken, the refcount block of table entry `index`."""
+        offset = cluster * self.cluster_size
+        self.cache.put(offset, bytearray(self.cluster_size))
+        self.table[index] = offset
+        self.table_dirty.add(index)
+        self.image.overlap.add_block(offset)
+        self._set_one(cluster, 1)
+
+    def _grow_table(self, entries: int) -> None:
+        """Move the refcount table to a larger place, with `entries` entries or more, and tell the header at once."""
+        image, size = self.image, self.cluster_size
+        per_cluster = size // 8
+        old_offset, old_clusters = image.header.refcount_table_offset, image.header.refcount_table_clusters
+        clusters = -(-max(entries, len(self.table) * 3 // 2) // per_cluster)
+        while clusters * per_cluster * self.per_block < self._tail + 2 * clusters + clusters * per_cluster // self.per_block + 4:
+            clusters += 1
+        if clusters * size > MAX_REFCOUNT_TABLE_SIZE:
+            raise Error("The refcount table cannot grow any further: File too large", filename=image.filename, errno=errno.EFBIG)
+        self.table.extend(array("Q", bytes(clusters * size - len(self.table) * 8)))
+        offset = self._take_tail(clusters, clusters) * size
+        self.cache.write()
+        image.file.flush()
+        image.file.write_hosted(offset, memoryview(big_bytes(self.table)))
+        image.file.flush()
+        image.header.refcount_table_offset, image.header.refcount_table_clusters = offset, clusters
+        image.update_record()
+        self.table_dirty.clear()
+        image.overlap.forget()
+        self.give_back(old_offset // size, old_clusters)
+
+    def allocate_bytes(self, length: int) -> int:
+        """Room for a compressed cluster of `length` bytes, less than a cluster, in clusters that others may share."""
+        size = self.cluster_size
+        offset = self.byte_offset
+        room = -offset % size
+        if room and self.get(offset // size) >= self.most:
+            room = 0
+        if room < length:
+            first = self.allocate(1)[0] * size
+            if not room or offset + room != first:
+                offset = first
+            elif self.get(offset // size):
+                self.add(offset // size, 1, 1)
+        else:
+            self.add(offset // size, 1, 1)
+        self.byte_offset = offset + length if (offset + length) % size else 0
+        return offset
+
+    # -- giving back ---------------------------------------------------------------------------------------------
+
+    def give_back(self, first: int, count: int) -> None:
+        """Take 1 from the refcounts of clusters that no pointer in the file leads to."""
+        for start, length in self.add(first, count, -1):
+            if self.byte_offset and start <= self.byte_offset // self.cluster_size < start + length:
+                self.byte_offset = 0
+            below = min(start + length, self._scan) - start
+            if below > 0:
+                self._holes.append((start, below))
+
+    def free(self, first: int, count: int) -> None:
+        """Note clusters whose pointers were changed in memory; apply_freed goes on once that is in the file."""
+        if self.freed and sum(self.freed[-1]) == first:
+            self.freed[-1] = (self.freed[-1][0], self.freed[-1][1] + count)
+        else:
+            self.freed.append((first, count))
+
+    def apply_freed(self) -> None:
+        """Give back what `free` noted."""
+        freed, self.freed = self.freed, []
+        for first, count in freed:
+            self.give_back(first, count)
+
+    # -- writing back --------------------------------------------------------------------------------------------
+
+    def write_back(self) -> None:
+        """Write changed blocks, and then the table entries that lead to new ones."""
+        self.cache.write()
+        if not self.table_dirty:
+            return
+        self.image.file.flush()
+        base = self.image.header.refcount_table_offset
+        for low, high in dirty_sectors(self.table_dirty, len(self.table)):
+            self.image.file.write_hosted(base + low * 8, memoryview(big_bytes(self.table[low:high])))
+        self.table_dirty.clear()
+        self.image.file.flush()
+
+
+ONES = {order: (1).to_bytes(1 << order - 3, "big") for order in range(3, 7)}  # the refcount 1, as stored
+
+
+def dirty_sectors(dirty: set[int], total: int) -> list[tuple[int, int]]:
+    """(start, end) runs of u64 entries that cover `dirty` in units of 512 bytes, so that no write tears a sector."""
+    unit = 64
+    runs: list[tuple[int, int]] = []
+    for sector in sorted({index // unit for index in dirty}):
+        start, end = sector * unit, min(total, (sector + 1) * unit)
+        if runs and runs[-1][1] == start:
+            runs[-1] = (runs[-1][0], end)
+        else:
+            runs.append((start, end))
+    return runs
+
+
+def looks_preallocated(image: Qcow2) -> bool:
+    """Whether the image has clearly more clusters in use than its file takes room on the disk."""
+    import os
+
+    descriptor = image.file.fileno()
+    if descriptor < 0:
+        return False
+    size = image.cluster_size
+    on_disk = os.fstat(descriptor).st_blocks * 512 // size
+    threshold = max(on_disk * 10 // 9, on_disk + 2)
+    total = -(-image.file.size // size)
+    if total < threshold:
+        return False
+    refcounts = image.refcounts
+    used = 0
+    for index in range(min(len(refcounts.table), -(-total // refcounts.per_block))):
+        offset = refcounts.block_offset(index)
+        count = min(refcounts.per_block, total - index * refcounts.per_block)
+        if offset:
+            used += count
+            position = 0
+            while position < count:
+                runs = kernels.refcount_free_runs(refcounts.cache.get(offset), refcounts.order, position, count - position, RUNS)
+                used -= sum(length for _start, length in runs)
+                position = sum(runs[-1]) if len(runs) == RUNS else count
+            if used >= threshold:
+                return True
+    return False

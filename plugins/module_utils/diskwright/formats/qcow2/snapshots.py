@@ -1,0 +1,78 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The snapshot table (https://www.qemu.org/docs/master/interop/qcow2.html#snapshots)."""
+
+from __future__ import annotations
+
+from ...cache import read_padded
+from ...errors import Corrupt
+from ...ondisk import Struct
+from .header import MAX_L1_SIZE, MAX_SNAPSHOT_EXTRA, MAX_SNAPSHOT_TABLE_SIZE, OFFSET_MASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ...ondisk import u16, u32, u64
+    from .image import Qcow2
+
+
+class SnapshotHeader(Struct):
+    """The fixed part of a snapshot table entry."""
+
+    l1_table_offset: u64
+    l1_size: u32
+    id_str_size: u16
+    name_size: u16
+    date_sec: u32
+    date_nsec: u32
+    vm_clock_nsec: u64
+    vm_state_size: u32
+    extra_data_size: u32
+
+
+class Snapshot(SnapshotHeader):
+    """An entry of the snapshot table: `extra` as stored, `id` and `name` without their lengths."""
+
+    if TYPE_CHECKING:
+        extra: bytes = b""
+        id: bytes = b""
+        name: bytes = b""
+
+
+def read_snapshots(image: Qcow2) -> tuple[list[Snapshot], int]:
+    """The snapshots of an image, and the length of their table in bytes. Raises Corrupt in QEMU's words."""
+    header = image.header
+    offset = header.snapshots_offset
+    found: list[Snapshot] = []
+    for _number in range(header.nb_snapshots):
+        fixed = bytearray(SnapshotHeader.SIZE)
+        read_padded(image.file, offset, memoryview(fixed))
+        entry = Snapshot.unpack(fixed)
+        if entry.extra_data_size > MAX_SNAPSHOT_EXTRA:
+            raise Corrupt("Too much extra metadata in snapshot table entry %d" % len(found), filename=image.filename, errno=22)
+        if entry.l1_size > MAX_L1_SIZE // 8:
+            raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
+        if entry.l1_table_offset % image.cluster_size:
+            raise Corrupt("Snapshot L1 table offset invalid", filename=image.filename, errno=22)
+        rest = bytearray(entry.extra_data_size + entry.id_str_size + entry.name_size)
+        read_padded(image.file, offset + SnapshotHeader.SIZE, memoryview(rest))
+        entry.extra = bytes(rest[: entry.extra_data_size])
+        entry.id = bytes(rest[entry.extra_data_size : entry.extra_data_size + entry.id_str_size])
+        entry.name = bytes(rest[entry.extra_data_size + entry.id_str_size :])
+        found.append(entry)
+        offset += SnapshotHeader.SIZE + len(rest) + 7 & ~7
+        if offset - header.snapshots_offset > MAX_SNAPSHOT_TABLE_SIZE:
+            raise Corrupt("Snapshot table too large", filename=image.filename, errno=27)
+    return found, offset - header.snapshots_offset
+
+
+def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:
+    """Where the L2 tables of the snapshots are."""
+    from .tables import big_array
+
+    offsets: set[int] = set()
+    for snapshot in snapshots:
+        raw = bytearray(snapshot.l1_size * 8)
+        read_padded(image.file, snapshot.l1_table_offset, memoryview(raw))
+        offsets.update(entry & OFFSET_MASK for entry in big_array(raw))
+    offsets.discard(0)
+    return offsets
