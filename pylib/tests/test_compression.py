@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_decoder_wants_the_whole_length(codec):
     data = sample(4)
     with pytest.raises(Corrupt, match="yields 65536 bytes instead of 65537"):
         decode(encode(data), CLUSTER + 1)
+
+
+def test_codecs_in_threads(codec):
+    encode, decode = codec
+    samples = [sample(40 + number) for number in range(8)]
+    expected = [encode(data) for data in samples]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(encode, samples * 10)) == expected * 10
+        assert list(pool.map(decode, expected * 10, [CLUSTER] * 80)) == samples * 10
 
 
 def test_damaged_streams(codec):
@@ -158,6 +168,11 @@ def test_streams_of_qemu_img(tmp_path, name):
     subprocess.run([qemu_img, "compare", "-f", "raw", "-F", "qcow2", str(raw), str(image)], check=True, stdout=subprocess.DEVNULL)
 
 
+def frame_with_window(bits):
+    """A zstd frame with one raw block that claims a window of 2**bits bytes for its decoder."""
+    return b"\x28\xb5\x2f\xfd" + bytes([0, (bits - 10) << 3]) + (len(b"hello") << 3 | 1).to_bytes(3, "little") + b"hello"
+
+
 def test_zstd_comes_from_a_package(monkeypatch):
     """Each package's interface is used as it is: a package that is not there is stood in for by none."""
     for choose in (compression._standard_zstd, compression._zstandard, compression._pyzstd, compression._native_zstd):
@@ -169,6 +184,25 @@ def test_zstd_comes_from_a_package(monkeypatch):
             assert codec[1](frame, 10) == data[:10]
             with pytest.raises(Corrupt, match="zstd stream is damaged"):
                 codec[1](b"junk" * 20, CLUSTER)
+            assert codec[1](frame_with_window(23), 5) == b"hello"
+            with pytest.raises(Corrupt, match="zstd stream is damaged"):
+                codec[1](frame_with_window(24), 5)
+
+
+def test_native_zstd_arguments():
+    module = kernels.native()
+    if module is None:
+        assert os.environ.get("DISKWRIGHT_ACCEL") != "require"
+        return
+    for level in (-(1 << 40), 100, 1 << 70):
+        with pytest.raises(ValueError, match="level is out of range"):
+            module.zstd_compress(b"", level)
+    with pytest.raises(ValueError, match="limit is negative"):
+        module.zstd_decompress(b"", -1)
+    frame = module.zstd_compress(bytes(9 << 20), 1)
+    assert module.zstd_decompress(frame, 1 << 62) == bytes(9 << 20)
+    assert module.zstd_decompress(frame + frame, 1 << 62) == bytes(9 << 20)
+    assert module.zstd_decompress(module.zstd_compress(b"", 3), 9) == b""
 
 
 def test_without_any_zstd_library(tmp_path):

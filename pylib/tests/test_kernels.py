@@ -37,6 +37,8 @@ EVERYTHING = 1 << 40
 def outcome(function, args):
     try:
         return function(*args), None
+    except TypeError:
+        return None, (TypeError, "")  # the words are the interpreter's
     except Exception as error:
         return None, (type(error), str(error))
 

@@ -29,6 +29,8 @@ _INFLATE_WINDOW_BITS = -15
 # As QEMU, so that compressed clusters are the same bytes.
 _DEFLATE_MEMORY_LEVEL = 9
 _ZSTD_LEVEL = 3
+# What a frame may claim as memory for its decoder: RFC 8878, 3.1.1.1.2 recommends 8 MiB to decoders as the least and to encoders as the most.
+_ZSTD_WINDOW_BITS = 23
 
 _zstd: Optional[tuple[Compress, Decompress]] = None
 
@@ -104,12 +106,12 @@ def _standard_zstd() -> Optional[tuple[Compress, Decompress]]:
         return None
 
     def compress(view: ReadableBuffer) -> bytes:
-        return zstd.compress(view, _ZSTD_LEVEL)
+        return bytes(zstd.compress(view, _ZSTD_LEVEL))
 
     def decompress(view: ReadableBuffer, length: int) -> bytes:
-        codec = zstd.ZstdDecompressor()
+        codec = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_BITS})
         try:
-            return codec.decompress(view, length)
+            return bytes(codec.decompress(view, length))
         except zstd.ZstdError as error:
             raise _damaged(error) from None
 
@@ -128,7 +130,7 @@ def _zstandard() -> Optional[tuple[Compress, Decompress]]:
     def decompress(view: ReadableBuffer, length: int) -> bytes:
         try:
             # A reader stops at the length; one-shot calls trust the size that the frame claims for itself.
-            with zstandard.ZstdDecompressor().stream_reader(view) as reader:
+            with zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_BITS).stream_reader(view) as reader:
                 return bytes(reader.read(length))
         except zstandard.ZstdError as error:
             raise _damaged(error) from None
@@ -146,7 +148,7 @@ def _pyzstd() -> Optional[tuple[Compress, Decompress]]:
         return bytes(pyzstd.compress(view, _ZSTD_LEVEL))
 
     def decompress(view: ReadableBuffer, length: int) -> bytes:
-        codec = pyzstd.ZstdDecompressor()
+        codec = pyzstd.ZstdDecompressor(option={pyzstd.DParameter.windowLogMax: _ZSTD_WINDOW_BITS})
         try:
             return bytes(codec.decompress(view, length))
         except pyzstd.ZstdError as error:

@@ -42,6 +42,7 @@ fn runs(bytes: &[u8], start: usize, end: usize, limit: usize) -> Vec<(usize, usi
     runs.list
 }
 
+/// Runs of set bits.
 #[pyfunction]
 pub fn bit_runs(bitmap: &Bound<'_, PyAny>, start: Int, count: Int, limit: Int) -> PyResult<Vec<(usize, usize)>> {
     let py = bitmap.py();

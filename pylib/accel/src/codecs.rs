@@ -5,13 +5,16 @@ use std::cell::RefCell;
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use zstd_safe::{CCtx, DCtx, InBuffer, OutBuffer, ResetDirective};
+use zstd_safe::{CCtx, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
 use crate::args::{limit as checked_limit, value_error, Int};
 use crate::buffer::Buffer;
 
 /// The most that is allocated before a frame has proved that it holds as much.
 const FIRST_ROOM: usize = 2 << 20;
+
+/// What a frame may claim as memory for its decoder: RFC 8878, 3.1.1.1.2 recommends 8 MiB to decoders as the least and to encoders as the most.
+const WINDOW_BITS: u32 = 23;
 
 thread_local! {
     // A context takes longer to set up than a cluster to encode.
@@ -57,6 +60,7 @@ fn compress(bytes: &[u8], level: i32) -> Result<Vec<u8>, Failure> {
 fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
     DECODER.with_borrow_mut(|decoder| {
         decoder.reset(ResetDirective::SessionOnly)?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW_BITS))?;
         let mut data = Vec::new();
         let mut filled = 0;
         let mut input = InBuffer::around(bytes);
@@ -82,6 +86,7 @@ fn decompress(bytes: &[u8], limit: usize) -> Result<Vec<u8>, Failure> {
     })
 }
 
+/// One zstd frame with the bytes of a buffer.
 #[pyfunction]
 pub fn zstd_compress<'py>(buffer: &Bound<'py, PyAny>, level: Int) -> PyResult<Bound<'py, PyBytes>> {
     let py = buffer.py();
@@ -95,6 +100,7 @@ pub fn zstd_compress<'py>(buffer: &Bound<'py, PyAny>, level: Int) -> PyResult<Bo
     Ok(PyBytes::new(py, &frame))
 }
 
+/// The first bytes, `limit` at most, of a zstd frame; ValueError if it is damaged.
 #[pyfunction]
 pub fn zstd_decompress<'py>(buffer: &Bound<'py, PyAny>, limit: Int) -> PyResult<Bound<'py, PyBytes>> {
     let py = buffer.py();

@@ -29,6 +29,7 @@ fn unit_runs<'a>(units: impl Iterator<Item = (usize, bool)> + 'a, offset: usize)
     runs.list
 }
 
+/// Runs of units that hold a byte other than zero.
 #[pyfunction]
 pub fn nonzero_runs(buffer: &Bound<'_, PyAny>, offset: Int, length: Int, unit: Int) -> PyResult<Vec<(usize, usize)>> {
     let py = buffer.py();
@@ -56,6 +57,7 @@ fn same_length(a: &Buffer, b: &Buffer) -> PyResult<()> {
     Ok(())
 }
 
+/// The index of the first byte that differs, or -1.
 #[pyfunction]
 pub fn first_difference(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<i64> {
     let py = a.py();
@@ -65,6 +67,7 @@ pub fn first_difference(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<
     Ok(py.detach(|| difference(left, right)).map_or(-1, |at| at as i64))
 }
 
+/// Runs of units in which two buffers differ.
 #[pyfunction]
 pub fn difference_runs(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>, unit: Int) -> PyResult<Vec<(usize, usize)>> {
     let py = a.py();

@@ -28,6 +28,7 @@ macro_rules! add_one {
     }};
 }
 
+/// Add one to each item of each range; returns how many stayed at their largest value.
 #[pyfunction]
 pub fn tally(counts: &Bound<'_, PyAny>, ranges: Vec<(Int, Int)>) -> PyResult<u64> {
     let py = counts.py();
@@ -71,6 +72,7 @@ fn mismatches(
         .collect()
 }
 
+/// Refcounts that differ from what was counted.
 #[pyfunction]
 pub fn refcount_mismatches(
     block: &Bound<'_, PyAny>,

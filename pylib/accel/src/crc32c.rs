@@ -47,6 +47,7 @@ fn update(mut crc: u32, bytes: &[u8]) -> u32 {
     crc
 }
 
+/// CRC-32C of a buffer.
 #[pyfunction]
 #[pyo3(signature = (buffer, crc=Int(0)))]
 pub fn crc32c(buffer: &Bound<'_, PyAny>, crc: Int) -> PyResult<u32> {

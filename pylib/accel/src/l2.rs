@@ -107,6 +107,7 @@ fn checked_cluster_size(value: Int) -> PyResult<u64> {
     Ok(value.0 as u64)
 }
 
+/// Runs of standard L2 entries.
 #[pyfunction]
 pub fn l2_runs(
     table: &Bound<'_, PyAny>,
@@ -139,6 +140,7 @@ pub fn l2_runs(
     }))
 }
 
+/// Runs of the subclusters of extended L2 entries.
 #[pyfunction]
 pub fn l2_runs_extended(
     table: &Bound<'_, PyAny>,

@@ -65,6 +65,7 @@ fn entries(buffer: &Buffer, order: u32) -> usize {
     (buffer.len() * 8) >> order
 }
 
+/// Refcounts as native 64-bit integers.
 #[pyfunction]
 pub fn refcounts_unpack<'py>(
     block: &Bound<'py, PyAny>,
@@ -121,6 +122,7 @@ fn pack(values: &[u64], order: u32, stored: &mut [u8]) {
     }
 }
 
+/// Refcounts as they are stored.
 #[pyfunction]
 pub fn refcounts_pack<'py>(values: &Bound<'py, PyAny>, order: Int) -> PyResult<Bound<'py, PyBytes>> {
     let py = values.py();
@@ -155,6 +157,7 @@ fn free_runs(refcount: impl Fn(usize) -> u64, start: usize, end: usize, limit: u
     runs.list
 }
 
+/// Runs of refcounts that are zero.
 #[pyfunction]
 pub fn refcount_free_runs(
     block: &Bound<'_, PyAny>,

@@ -32,6 +32,7 @@ fn runs(entry: impl Fn(usize) -> u64, start: usize, end: usize, step: u64, limit
     runs
 }
 
+/// Runs of entries that are equal or ascend by `step`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the contract's
 pub fn table_runs(

@@ -116,6 +116,7 @@ fn write_all(transfers: &[Transfer], buffer: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Read ranges of files into ranges of a buffer; zeroes past the end of a file.
 #[pyfunction]
 pub fn gather(reads: Vec<(Int, Int, Int, Int)>, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = buffer.py();
@@ -126,6 +127,7 @@ pub fn gather(reads: Vec<(Int, Int, Int, Int)>, buffer: &Bound<'_, PyAny>) -> Py
         .map_err(|failure| failure.into_error(py))
 }
 
+/// Write ranges of a buffer to ranges of files.
 #[pyfunction]
 pub fn scatter(writes: Vec<(Int, Int, Int, Int)>, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = buffer.py();

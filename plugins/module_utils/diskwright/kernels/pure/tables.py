@@ -170,29 +170,32 @@ def l2_runs(table: ReadableBuffer, start: int, count: int, cluster_size: int, da
     entries = _big_array(raw, 8)
     runs: list[Run] = []
     at = 0
+    next_kind = next_value = -1  # what would go on where the last run ends
     while at < count:
         entry = entries[at]
+        value = step = 0
         if entry & _COMPRESSED_BIT:
-            if len(runs) >= limit:
-                break
-            runs.append((start + at, 1, COMPRESSED, entry & _DESCRIPTOR_MASK))
-            at += 1
-            continue
-        value = entry & _OFFSET_MASK
-        end = count
-        if value or (data_file and entry & _COPIED_BIT and not entry & 1):
-            kind = (ZERO_ALLOC if entry & 1 else NORMAL) + (COPIED if entry & _COPIED_BIT else 0)
-            step = cluster_size
-            end = min(end, at + (_OFFSET_MASK - value) // step + 1)  # beyond, the offset would carry into a reserved bit
+            kind, value = COMPRESSED, entry & _DESCRIPTOR_MASK
+        elif entry & _OFFSET_MASK or (data_file and entry & _COPIED_BIT and not entry & 1):
+            kind, value, step = (ZERO_ALLOC if entry & 1 else NORMAL), entry & _OFFSET_MASK, cluster_size
+            if entry & _COPIED_BIT:
+                kind += COPIED
         else:
             kind = ZERO_PLAIN if entry & 1 else UNALLOCATED
-            step = 0
         length = 1
-        if at + 1 < end and entries[at + 1] == entry + step:
+        if at + 1 < count and entries[at + 1] == entry + step and kind != COMPRESSED:
+            end = count
+            if step:  # beyond, the offset would carry into a reserved bit
+                end = min(end, at + (_OFFSET_MASK - value) // step + 1)
             length = _run_length(raw, entries, 8, at, end, step)
-        # Entries that differ in reserved bits only still form one run.
-        if not _append_run(runs, start + at, length, kind, value, cluster_size, limit):
+        if kind == next_kind and value == next_value:  # only reserved bits differ
+            index, run_length, kind, run_value = runs[-1]
+            runs[-1] = (index, run_length + length, kind, run_value)
+        elif len(runs) >= limit:
             break
+        else:
+            runs.append((start + at, length, kind, value))
+        next_kind, next_value = (kind, value + length * step) if kind != COMPRESSED else (-1, -1)
         at += length
     return runs
 
