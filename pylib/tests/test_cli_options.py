@@ -499,6 +499,211 @@ frob
 -- create
 """
 
+# Command lines that find out with their first image, or while they make one, what is wrong. a.qcow2 and b.raw are empty
+# images of 1 MiB; x and none do not exist.
+OPENING_LINES = """
+info none
+info -f raw none
+info -f nope a.qcow2
+info -f qcow2 b.raw
+info --image-opts a.qcow2
+info --image-opts driver=qcow2
+info --image-opts ''
+info --image-opts driver=nope,file.filename=a.qcow2
+info --image-opts driver=qcow2,file.filename=a.qcow2,foo=bar
+info 'json:{'
+info 'json:[1]'
+info 'json:{"driver":"nope"}'
+check none
+check -f nope a.qcow2
+check -r leaks none
+check -r leaks -U a.qcow2
+check -q a.qcow2
+check b.raw
+check -q b.raw
+check --output json b.raw
+check -f raw a.qcow2
+check a.qcow2
+check -r all a.qcow2
+check -T none a.qcow2
+map none
+map -f nope a.qcow2
+map -s 2M a.qcow2
+map -l 0 a.qcow2
+map --output json b.raw
+map -s 64k -l 64k --output json b.raw
+measure none
+measure -f nope a.qcow2
+measure -O nope none
+measure -O nope a.qcow2
+measure -O nope --size 1M
+measure -O raw --size 1M
+measure -O raw --size 1000 --output json
+measure -U --size 1M
+measure -o foo=1 --size 1M
+measure -o foo=1 none
+measure -o help --size 1M
+measure -O qcow2 -o cluster_size=x --size 1M
+measure -O qcow2 -o size=x --size 1M
+measure -O qcow2 -o size=2M --size 1M
+measure -O qcow2 -o help a.qcow2
+measure -l foo a.qcow2
+measure -l foo b.raw
+measure -l snapshot.id=1 a.qcow2
+resize none 1M
+resize x -5
+resize -f nope a.qcow2 2M
+resize a.qcow2 512k
+resize a.qcow2 -1k
+resize -- a.qcow2 -1k
+resize a.qcow2 0
+resize a.qcow2 8E
+resize a.qcow2 +8E
+resize --shrink a.qcow2 -2M
+resize a.qcow2 +0
+resize a.qcow2 -5 --shrink
+resize --preallocation full a.qcow2 512k --shrink
+resize --preallocation full b.raw 512k --shrink
+resize --preallocation metadata b.raw 2M
+resize -q a.qcow2 2M
+resize a.qcow2 --shrink 512k -q
+resize --preallocation=off b.raw -0
+resize b.raw 1M
+compare none b.raw
+compare a.qcow2 none
+compare -f nope a.qcow2 b.raw
+compare -F nope a.qcow2 b.raw
+compare --image-opts -F raw a.qcow2 b.raw
+compare a.qcow2 b.raw
+compare -p none b.raw
+compare -p a.qcow2 b.raw
+compare -p -q a.qcow2 b.raw
+compare -s a.qcow2 b.raw
+compare -q -s a.qcow2 b.raw
+compare -f raw --left-format qcow2 a.qcow2 b.raw
+dd if=none of=x
+dd if= of=x
+dd if=a.qcow2 if= of=x
+dd -f nope if=a.qcow2 of=x
+dd -f nope -O nope if=none of=x
+dd -O nope if=a.qcow2 of=x
+dd -O nope if=none of=x
+dd if=a.qcow2 of=x
+dd if=a.qcow2 of=x skip=5000
+dd if=a.qcow2 of=x bs=2147483647
+dd if=b.raw of=x count=1 skip=1
+create x
+create -f raw x
+create -f nope x 1M
+create -f nope x
+create -f qcow2 -b b.raw x 1M
+create -f qcow2 -b b.raw -F nope x 1M
+create -f qcow2 -b b.raw -F raw -b a.qcow2 x 1M
+create -f qcow2 -b none -F raw x
+create -f qcow2 -b none -F raw x 1M
+create -f qcow2 -b x -F raw x 1M
+create -f qcow2 -b '' x 1M
+create -f qcow2 -u -b none x 1M
+create -f qcow2 -u -b none -F raw x
+create -f qcow2 -F raw x 1M
+create -F raw x 1M
+create -F raw -b b.raw x 1M
+create -f qcow2 -o backing_file=b.raw x 1M
+create -f qcow2 -o backing_file=b.raw,backing_fmt=raw x 1M
+create -f qcow2 -o backing_fmt=raw -F raw -b b.raw x 1M
+create -o size=1M x 1M
+create -o size=1M x
+create -o size=1x x
+create -o size=16E x
+create -o size=-1 x
+create -o foo=1 x 1M
+create -o foo x 1M
+create -o =1 x 1M
+create -o a,,b x 1M
+create -o x=help x 1M
+create -o help=on x 1M
+create -f qcow2 -o cluster_size=1x x 1M
+create -f qcow2 -o cluster_size=1000 x 1M
+create -f qcow2 -o lazy_refcounts=maybe x 1M
+create -f qcow2 -o preallocation=xx x 1M
+create -f qcow2 -o refcount_bits=1x x 1M
+create -f qcow2 -o refcount_bits=99999999999999999999 x 1M
+create -o size=1M -o preallocation=off x
+create -q x 1M
+create x 1M
+create x 1000
+create -f qcow2 x 1M
+create foo:bar 1M
+create '' 1M
+create /nonexistent/x 1M
+create -o help x
+create -f qcow2 -o help x
+create -f qcow2 -o help
+create -o help nope/x
+create -o help /dev/null
+create --object secret,id=s,data=x x 1M
+create --object secret,id=s,data=eA==,format=base64 x 1M
+create --object '{"qom-type":"secret","id":"s","data":"x"}' x 1M
+create --object throttle-group,id=t,x-bps-total=1 x 1M
+convert none x
+convert a b c
+convert -f nope a.qcow2 x
+convert -f nope -O nope a.qcow2 x
+convert -O nope none x
+convert -O nope a.qcow2 x
+convert -p -O nope a.qcow2 x
+convert -p none x
+convert -t bogus none x
+convert -t bogus a.qcow2 x
+convert -t bogus -O nope a.qcow2 x
+convert -t bogus -c a.qcow2 x
+convert -t bogus -n a.qcow2 x
+convert -t bogus -o foo=1 a.qcow2 x
+convert -t bogus -B foo a.qcow2 x
+convert -t bogus -O qcow2 -o backing_file=foo a.qcow2 x
+convert --image-opts a.qcow2 x
+convert --target-image-opts -n a.qcow2 b.raw
+convert --target-image-opts -O raw -n a.qcow2 file.filename=b.raw
+convert --target-image-opts -O raw -n none none
+convert -o foo=1 none x
+convert -o foo=1 a.qcow2 x
+convert -o x=help a.qcow2 x
+convert -o help a.qcow2 x
+convert -o cluster_size=4k -O qcow2 -o size=5,help a.qcow2 x
+convert -c a.qcow2 x
+convert -c -O qcow2 a.qcow2 x -o preallocation=metadata
+convert -B b.raw a.qcow2 x
+convert -O qcow2 -B b.raw a.qcow2 x
+convert -O qcow2 -B b.raw -F nope a.qcow2 x
+convert -O qcow2 -B none -F raw a.qcow2 x
+convert -O qcow2 -F raw a.qcow2 x
+convert -O qcow2 -B b.raw -F raw a.qcow2 a.qcow2 x
+convert -O raw -B b.raw -F raw a.qcow2 x
+convert -B foo none none x
+convert -l foo a.qcow2 x
+convert -l foo b.raw x
+convert -l foo none none x
+convert -l foo a.qcow2 a.qcow2 x
+convert -l snapshot.id=1 a.qcow2 x
+convert -l foo -B foo a.qcow2 a.qcow2 x
+convert --bitmaps a.qcow2 x
+convert --bitmaps a.qcow2 a.qcow2 x
+convert --bitmaps none none x
+convert -T writeback --bitmaps -O qcow2 b.raw x
+convert -n a.qcow2 none
+convert -n -c -O qcow2 a.qcow2 none
+convert -n -B foo a.qcow2 b.raw
+convert a.qcow2 a.qcow2
+convert -p a.qcow2 x
+convert -q -p a.qcow2 x
+convert -W -m 1 a.qcow2 x
+convert -r 0 a.qcow2 x
+convert -S 16M a.qcow2 x
+convert a.qcow2 /nonexistent/x
+convert -p a.qcow2 /nonexistent/x
+convert a.qcow2 /dev/null
+"""
+
 
 def words(line: str) -> list[str]:
     """Split like a shell, as far as the lines above need it."""
@@ -530,3 +735,22 @@ def expected(directory: Path) -> dict[str, tuple[int, str, str]]:
 @pytest.mark.parametrize("line", [line for line in LINES.splitlines() if line])
 def test_refused_and_answered_like_qemu_img(line: str, expected: dict[str, tuple[int, str, str]]) -> None:
     assert run_ours(words(line)) == expected[line]
+
+
+def images(directory: Path) -> None:
+    """Two empty images, and none of what the line before has made."""
+    for name in os.listdir(directory):
+        os.unlink(directory / name)
+    for name, format in (("a.qcow2", "qcow2"), ("b.raw", "raw")):
+        subprocess.run(["qemu-img", "create", "-q", "-f", format, directory / name, "1M"], check=True)
+
+
+@pytest.mark.parametrize("line", [line for line in OPENING_LINES.splitlines() if line])
+def test_fails_and_ends_like_qemu_img(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images(tmp_path)
+    expected = run_theirs(words(line), tmp_path)
+    sizes = {name: os.path.getsize(tmp_path / name) for name in os.listdir(tmp_path)}
+    images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_ours(words(line)) == expected
+    assert {name: os.path.getsize(name) for name in os.listdir()} == sizes

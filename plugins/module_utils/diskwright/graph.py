@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .node import Reference
 
 MAX_CHAIN = 200  # nodes above one another; deeper chains are refused
-MAX_JSON = 1 << 20  # bytes of a json: name
 
 
 class OpenPolicy:
@@ -271,13 +270,11 @@ def _file_driver(path: str) -> str:
 
 
 def _parse_json(filename: str) -> dict[str, Any]:
-    import json
+    from .json_parser import parse_json
 
-    if len(filename) > MAX_JSON:
-        raise OptionError("A json: name may be at most %d bytes long" % MAX_JSON)
     try:
-        value = json.loads(filename[5:])
-    except (ValueError, RecursionError) as exc:
+        value = parse_json(filename[5:])
+    except OptionError as exc:
         raise OptionError("Could not parse the JSON options: %s" % exc) from None
     if not isinstance(value, dict):
         raise OptionError("Invalid JSON object given")

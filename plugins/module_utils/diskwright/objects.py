@@ -9,6 +9,7 @@ A definition is checked as far as its text goes; files that it names are read by
 from __future__ import annotations
 
 from .errors import OptionError
+from .json_parser import parse_json
 from .options import nest
 
 TYPE_CHECKING = False
@@ -65,7 +66,7 @@ class UserObject:
 def parse_object(text: str) -> UserObject:
     """The object that `text` defines: "type,id=ID,k=v" or a JSON object. Raises OptionError in QEMU's words."""
     if text.startswith("{"):
-        values, typed = _read_json(text), True
+        values, typed = dict(parse_json(text)), True
     else:
         values, typed = nest(_read_pairs(text)), False
     kind = _take(values, "qom-type", "!string", typed, "")
@@ -173,21 +174,6 @@ def _read_pairs(text: str) -> dict[str, str]:
             raise OptionError("Expected '=' after parameter '%s'" % key)
         pairs[key] = value.replace(",,", ",")
     return pairs
-
-
-def _read_json(text: str) -> dict[str, Any]:
-    import json
-
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise OptionError("JSON parse error, nesting too deep") from None
-    except ValueError as error:
-        if str(error).startswith("Extra data"):
-            raise OptionError("Expecting at most one JSON value") from None
-        at_end = getattr(error, "pos", 0) >= len(text.rstrip())
-        raise OptionError("JSON parse error, %s" % ("premature EOI" if at_end else error)) from None
-    return dict(value)
 
 
 def _take(values: dict[str, Any], key: str, kind: str, typed: bool, prefix: str) -> Any:
