@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from ...cache import read_padded
-from ...compression import inflate, zstd_decompress
-from ...errors import Corrupt
+from ...compression import deflate, inflate, zstd_compress, zstd_decompress
+from ...errors import Corrupt, Error
 from ...kernels import contract as kinds
 from ...node import fill_zeroes
-from .header import ZSTD
+from .header import COMPRESSED, ZSTD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,3 +65,41 @@ def _decompress(image: Qcow2, offset: int, value: int) -> bytes:
             offset=place,
             errno=EIO,
         ) from exc
+
+
+def write_compressed(image: Qcow2, offset: int, view: memoryview) -> None:
+    """Store the cluster at guest `offset` compressed, or plain where that would not make it smaller.
+
+    Only the last cluster of the image may be short. Raises Error (EINVAL) for anything but one cluster.
+    """
+    size = image.cluster_size
+    if offset % size or len(view) != size and (len(view) > size or offset + len(view) != image.size):
+        raise Error("compressed writes need whole clusters", filename=image.filename, offset=offset, errno=22)
+    whole = view if len(view) == size else memoryview(bytes(view) + bytes(size - len(view)))
+    stored = (zstd_compress if image.header.compression_type == ZSTD else deflate)(whole)
+    if len(stored) >= size:
+        image.pwrite(offset, view)
+        return
+    entry = image.serialise(offset, size)
+    try:
+        _store(image, offset, stored)
+    finally:
+        image.release(entry)
+
+
+def _store(image: Qcow2, offset: int, stored: bytes) -> None:
+    from .write import set_entries, table_parts, trim_freed
+
+    size, bits = image.cluster_size, descriptor_bits(image.header.cluster_bits)
+    with image._lock:
+        place = image.refcounts.allocate_bytes(len(stored))
+        if place >> bits:
+            raise Error("compressed clusters cannot be stored beyond %#x" % (1 << bits), filename=image.filename, errno=27)
+        image.overlap.check(place, len(stored))
+    image.file.write_hosted(place, memoryview(stored))
+    sectors = (place + len(stored) - 1) // SECTOR - place // SECTOR
+    value = COMPRESSED | sectors << bits | place
+    with image._lock:
+        for _position, l2_offset, first, _count in table_parts(image, offset, offset + size, create=True):
+            set_entries(image, l2_offset, first, value.to_bytes(8, "big"))
+        trim_freed(image)

@@ -164,6 +164,46 @@ class Qcow2(Format):
 
         read_compressed(self, host_offset, view)
 
+    def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        from .write import reserve
+
+        return reserve(self, offset, length)
+
+    def _link(self, allocs: Sequence[Alloc]) -> None:
+        from .write import publish
+
+        publish(self, allocs)
+
+    def _abort(self, allocs: Sequence[Alloc]) -> None:
+        from .write import withdraw
+
+        withdraw(self, allocs)
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        from .discard import zero
+
+        return zero(self, offset, length, unmap)
+
+    def _discard(self, offset: int, length: int) -> None:
+        from .discard import discard
+
+        discard(self, offset, length)
+
+    def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
+        from .compressed import write_compressed
+
+        write_compressed(self, offset, view)
+
+    def _flush(self) -> None:
+        self.write_back()
+
+    def write_back(self) -> None:
+        """Bring cached metadata into the file, in order; a flush of the file must follow."""
+        if self._refcounts is not None or self._tables is not None:
+            from .write import write_back
+
+            write_back(self)
+
     def references(self) -> list[Reference]:
         found = []
         header = self.header

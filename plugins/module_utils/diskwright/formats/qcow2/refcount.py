@@ -48,7 +48,9 @@ class Refcounts:
             size = max(DEFAULT_CACHE, 4 * self.cluster_size)
         self.cache = TableCache(image.file, self.cluster_size, max(4, size // self.cluster_size))
         self.freed: list[tuple[int, int]] = []
+        self.discard_freed = bool(options.pass_discard_other)  # whether apply_freed discards in the file what falls to 0
         self.byte_offset = 0  # where the next compressed cluster goes, 0: into a new cluster
+        self._last_taken = 0
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
         self._scan = 0  # holes from here on up to _tail are not known yet
         self._tail = self._find_tail()  # from here on all clusters are free
@@ -276,14 +278,16 @@ class Refcounts:
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
-    def give_back(self, first: int, count: int) -> None:
-        """Take 1 from the refcounts of clusters that no pointer in the file leads to."""
-        for start, length in self.add(first, count, -1):
+    def give_back(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Take 1 from the refcounts of clusters that no pointer in the file leads to; returns the runs that became free."""
+        zeroed = self.add(first, count, -1)
+        for start, length in zeroed:
             if self.byte_offset and start <= self.byte_offset // self.cluster_size < start + length:
                 self.byte_offset = 0
             below = min(start + length, self._scan) - start
             if below > 0:
                 self._holes.append((start, below))
+        return zeroed
 
     def free(self, first: int, count: int) -> None:
         """Note clusters whose pointers were changed in memory; apply_freed goes on once that is in the file."""
@@ -296,7 +300,10 @@ class Refcounts:
         """Give back what `free` noted."""
         freed, self.freed = self.freed, []
         for first, count in freed:
-            self.give_back(first, count)
+            for start, length in self.give_back(first, count):
+                if self.discard_freed:
+                    self.image.file.pdiscard(start * self.cluster_size, length * self.cluster_size)
+        self.discard_freed = bool(self.image.options.pass_discard_other)
 
     # -- writing back --------------------------------------------------------------------------------------------
 

@@ -44,8 +44,9 @@ class Tables:
         read_padded(image.file, header.l1_table_offset, memoryview(raw))
         self.l1 = big_array(raw)
         self.l1_dirty: set[int] = set()  # indexes
-        self.cache = TableCache(image.file, self.cluster_size, self._capacity())
+        self.cache = TableCache(image.file, self.cluster_size, self._capacity(), image.write_back)
         self.fresh: set[int] = set()  # offsets of tables that no L1 entry in the file points at yet
+        self.verified: set[int] = set()  # offsets of tables that are known to overlap nothing
         self._recurse: Optional[int] = None
 
     def _capacity(self) -> int:

@@ -1,0 +1,121 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Zeroing and discarding of whole clusters (https://www.qemu.org/docs/master/interop/qcow2.html#cluster-mapping)."""
+
+from __future__ import annotations
+
+from ... import kernels
+from ...kernels import contract as kinds
+from .header import COPIED, ZERO
+from .write import free_entries, table_parts, trim_freed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .image import Qcow2
+
+ZERO_ENTRY = ZERO.to_bytes(8, "big")
+EMPTY_ENTRY = bytes(8)
+
+
+def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+    """Make the whole clusters of a range read as zeroes; returns the range that was done, length 0 for none.
+
+    Without `unmap` clusters keep their room. Version 2 has no zero flag: there only clusters of an image without a
+    backing file can be given up.
+    """
+    start, end = whole_clusters(image, offset, length)
+    if start >= end or image.header.version < 3 and image.backing_filename is not None:
+        return offset, 0
+    with image._lock:
+        if image.header.version < 3:
+            _change(image, start, end, EMPTY_ENTRY, False)
+        else:
+            _zero_parts(image, start, end, unmap)
+        trim_freed(image)
+    return start, min(end, offset + length) - start
+
+
+def discard(image: Qcow2, offset: int, length: int) -> None:
+    """Give up the whole clusters of a range. They read as zeroes afterwards; version 2 with a backing file keeps them."""
+    start, end = whole_clusters(image, offset, length)
+    backed = image.backing_filename is not None
+    if start >= end or image.header.version < 3 and backed:
+        return
+    with image._lock:
+        if image.options.discard_no_unref:
+            _zero_parts(image, start, end, False, absent=backed)
+            if passes_request(image):
+                _punch_kept(image, start, end)
+        else:
+            _change(image, start, end, ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY, backed)
+            image.refcounts.discard_freed = image.refcounts.discard_freed or passes_request(image)
+        trim_freed(image)
+
+
+def passes_request(image: Qcow2) -> bool:
+    """Whether discarded clusters are discarded in the file too."""
+    chosen = image.options.pass_discard_request
+    return image.flags.unmap if chosen is None else chosen
+
+
+def whole_clusters(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
+    """The range cut to whole clusters; the last cluster of the image counts as whole."""
+    size = image.cluster_size
+    end = offset + length
+    if end == image.size:
+        end = -(-end // size) * size
+    return -(-offset // size) * size, end // size * size
+
+
+def _change(image: Qcow2, start: int, end: int, entry: bytes, absent: bool) -> None:
+    """Write `entry` over all allocated clusters of a range, and with `absent` over the others, and free what they had."""
+    for _position, l2_offset, first, count in table_parts(image, start, end, create=absent):
+        if not l2_offset:
+            continue
+        table = image.tables.cache.get(l2_offset)
+        old = table[first * 8 : (first + count) * 8]
+        if absent:
+            new = entry * count
+        elif not old.count(0) == len(old):
+            new = b"".join(EMPTY_ENTRY if old[at : at + 8] == EMPTY_ENTRY else entry for at in range(0, len(old), 8))
+        else:
+            continue
+        table[first * 8 : (first + count) * 8] = new
+        image.tables.cache.mark(l2_offset)
+        free_entries(image, old)
+
+
+def _zero_parts(image: Qcow2, start: int, end: int, unmap: bool, absent: bool = True) -> None:
+    """Set the zero flag of clusters (of unallocated ones too if `absent`); compressed ones, and with `unmap` all, lose their room."""
+    size = image.cluster_size
+    for _position, l2_offset, first, count in table_parts(image, start, end, create=absent):
+        if not l2_offset:
+            continue
+        table = image.tables.cache.get(l2_offset)
+        old = table[first * 8 : (first + count) * 8]
+        for index, run, kind, value in kernels.l2_runs(old, 0, count, size, False, count):
+            place = (first + index) * 8
+            plain = kind & 7
+            if plain == kinds.UNALLOCATED and not absent or plain == kinds.ZERO_PLAIN:
+                continue
+            if plain in (kinds.NORMAL, kinds.ZERO_ALLOC) and not unmap:
+                flags = (COPIED if kind & kinds.COPIED else 0) | ZERO
+                table[place : place + run * 8] = b"".join(
+                    (value + number * size | flags).to_bytes(8, "big") for number in range(run)
+                )
+            else:
+                table[place : place + run * 8] = ZERO_ENTRY * run
+                free_entries(image, old[index * 8 : (index + run) * 8])
+        image.tables.cache.mark(l2_offset)
+
+
+def _punch_kept(image: Qcow2, start: int, end: int) -> None:
+    """Discard, in the file, clusters that keep their place."""
+    from .write import write_back
+
+    write_back(image)
+    image.file.flush()
+    for extent in list(image.tables.map(start, end - start)):
+        if extent.host is image.file and extent.status & kinds.ZERO_ALLOC:
+            low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
+            image.file.pdiscard(extent.host_offset + low - extent.offset, high - low)
