@@ -623,6 +623,14 @@ def test_buffers(name, arguments):
     kept.append(1)  # as would this
 
 
+def test_lists_are_not_iterators():
+    fd = os.open(os.devnull, os.O_RDWR)
+    for name in ("gather", "scatter"):
+        assert same(name, iter([(fd, 0, 0, 1)]), bytearray(1)) == (TypeError, "")
+    assert same("tally", array("H", [0]), iter([(0, 1)])) == (TypeError, "")
+    os.close(fd)
+
+
 def test_items_wider_than_bytes_are_seen_as_bytes():
     table = array("Q", [1, 0, 2])
     assert same("nonzero_runs", table, 0, 24, 8) == [(0, 8), (16, 8)]

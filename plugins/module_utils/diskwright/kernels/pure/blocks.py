@@ -26,6 +26,7 @@ _crc_table: list[int] = []
 
 
 def _check_transfers(transfers: list[Transfer], size: int) -> None:
+    len(transfers)  # a TypeError for an iterator, which the checks would use up
     for fd, offset, at, length in transfers:
         if not 0 <= fd <= _FD_MAX:
             raise ValueError("file descriptor is out of range")

@@ -183,6 +183,7 @@ def tally(counts: WriteableBuffer, ranges: list[tuple[int, int]]) -> int:
     raw = writable(counts)
     items = _items(counts, raw)
     total = len(items)
+    len(ranges)  # a TypeError for an iterator, which the checks would use up
     for start, count in ranges:
         if not (-INT64_MAX < start < INT64_MAX and 0 <= count < INT64_MAX):
             raise ValueError("range is out of range")

@@ -27,10 +27,11 @@ _LOW32 = 0xFFFFFFFF
 _CLUSTER_MIN = 512
 _CLUSTER_MAX = 2 << 20
 
-_PIECE = 8192  # entries that are verified at a time
+_PIECE = 2048  # entries that are verified at a time: larger integers make malloc return memory and fetch it again
 _SHORT = 24  # entries that are walked one by one before anything cleverer is tried
 
-_lanes: dict[int, tuple[int, int]] = {}
+_LANES_MAX = 16
+_lanes: dict[tuple[int, int], int] = {}
 
 
 def _big_array(raw: bytes, width: int) -> array[int]:
@@ -49,27 +50,30 @@ def _big_bytes(entries: array[int]) -> bytes:
     return entries.tobytes()
 
 
-def _lane_constants(width: int) -> tuple[int, int]:
-    """Two integers that read as big-endian tables of _PIECE entries: all ones, and 0, 1, 2, ..."""
-    if width not in _lanes:
-        code = "Q" if width == 8 else "I"
-        ones, index = _big_bytes(array(code, [1]) * _PIECE), _big_bytes(array(code, range(_PIECE)))
-        _lanes[width] = (int.from_bytes(ones, "big"), int.from_bytes(index, "big"))
-    return _lanes[width]
+def _steps(width: int, step: int) -> int:
+    """An integer that reads as a big-endian table of _PIECE entries, each of which is `step`."""
+    key = (width, step)
+    if key not in _lanes:
+        if len(_lanes) >= _LANES_MAX:
+            _lanes.clear()
+        _lanes[key] = int.from_bytes(step.to_bytes(width, "big") * _PIECE, "big")
+    return _lanes[key]
 
 
-def _is_ascending(raw: bytes, width: int, start: int, end: int, first: int, step: int) -> bool:
-    """Whether entries start..end are first, first + step, ...; the last of these must fit an entry, so that no sum carries into its neighbour."""
+def _is_ascending(raw: bytes, entries: array[int], width: int, start: int, end: int, step: int) -> bool:
+    """Whether each of entries start..end exceeds the one before it by `step`."""
     if not step:
         return raw.startswith(memoryview(raw)[(start + 1) * width : end * width], start * width)
-    ones, index = _lane_constants(width)
+    first = entries[start]
+    bits = width * 8
+    steps = _steps(width, step)
     while start < end:
         count = min(end - start, _PIECE)
-        if count < _PIECE:  # the first entry is the most significant one
-            surplus = (_PIECE - count) * width * 8
-            ones >>= surplus
-            index >>= surplus
-        if int.from_bytes(raw[start * width : (start + count) * width], "big") != ones * first + index * step:
+        if entries[start] != first or entries[start + count - 1] != first + (count - 1) * step:
+            return False
+        # All differences at once: the table less itself moved on by one entry. No two tables that end alike give the same result.
+        table = int.from_bytes(raw[start * width : (start + count) * width], "big")
+        if table - (table >> bits) != (first << bits * (count - 1)) + (steps >> bits * (_PIECE - count + 1)):
             return False
         start += count
         first += count * step
@@ -102,7 +106,7 @@ def _run_length(raw: bytes, entries: array[int], width: int, start: int, end: in
             good = middle
         else:
             bad = middle
-    if _is_ascending(raw, width, start, bad, first, step):
+    if _is_ascending(raw, entries, width, start, bad, step):
         return bad - start
     while at < bad and entries[at] == first + (at - start) * step:
         at += 1
