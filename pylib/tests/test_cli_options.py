@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from diskwright import cli
+from diskwright.commands.help import EXAMPLES
 from diskwright.commands.ui import UI
 
 # The spellings that qemu-img 10.0.2 takes, as Debian builds it; a colon marks those that need an argument.
@@ -110,6 +112,14 @@ def test_help_shows_every_option(command: str) -> None:
         assert spelling.rstrip(":") in words, spelling
     assert max(map(len, text.splitlines())) <= 100
     assert text.endswith("\n") and "  \n" not in text
+
+
+@pytest.mark.parametrize("command", sorted(QEMU_IMG))
+def test_the_examples_in_help_are_command_lines(command: str) -> None:
+    module = cli.load(command)
+    for _text, example in EXAMPLES[command]:
+        given = module.COMMAND.read(example.split(" | ")[0].split(), UI("qemu-img", None, None))
+        assert given.operands
 
 
 @pytest.mark.parametrize("command", sorted(QEMU_IMG))
@@ -737,20 +747,26 @@ def test_refused_and_answered_like_qemu_img(line: str, expected: dict[str, tuple
     assert run_ours(words(line)) == expected[line]
 
 
-def images(directory: Path) -> None:
-    """Two empty images, and none of what the line before has made."""
-    for name in os.listdir(directory):
-        os.unlink(directory / name)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two empty images."""
+    directory = tmp_path_factory.mktemp("images")
     for name, format in (("a.qcow2", "qcow2"), ("b.raw", "raw")):
         subprocess.run(["qemu-img", "create", "-q", "-f", format, directory / name, "1M"], check=True)
+    return directory
 
 
 @pytest.mark.parametrize("line", [line for line in OPENING_LINES.splitlines() if line])
-def test_fails_and_ends_like_qemu_img(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images(tmp_path)
-    expected = run_theirs(words(line), tmp_path)
-    sizes = {name: os.path.getsize(tmp_path / name) for name in os.listdir(tmp_path)}
-    images(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert run_ours(words(line)) == expected
-    assert {name: os.path.getsize(name) for name in os.listdir()} == sizes
+def test_fails_and_ends_like_qemu_img(line: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    results = []
+    for side in (lambda args: run_theirs(args, tmp_path), run_ours):
+        for name in os.listdir(tmp_path):
+            os.unlink(tmp_path / name)
+        for name in os.listdir(images):
+            shutil.copy(images / name, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        results.append(side(words(line)))
+        sizes.append({name: os.path.getsize(name) for name in os.listdir()})
+    assert results[1] == results[0]
+    assert sizes[1] == sizes[0]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ..errors import OptionError
+from ..getopt import MAYBE
 from . import SUMMARIES
 
 TYPE_CHECKING = False
@@ -15,6 +16,39 @@ if TYPE_CHECKING:
     from ..options import Options
     from .spec import Command
     from .ui import UI
+
+EXAMPLES = {
+    "check": (
+        ("look, and say it in JSON", "--output json disk.qcow2"),
+        ("repair what can be repaired", "-r all disk.qcow2"),
+    ),
+    "compare": (("a copy against its original, with progress", "-p disk.raw disk.qcow2"),),
+    "convert": (
+        ("raw to qcow2, with progress", "-p -O qcow2 disk.raw disk.qcow2"),
+        ("as small as it gets", "-c -O qcow2 -o compression_type=zstd disk.qcow2 small.qcow2"),
+        ("only what differs from base.qcow2", "-O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 overlay.qcow2"),
+        ("through a pipe", "disk.qcow2 - | gzip > disk.raw.gz"),
+    ),
+    "create": (
+        ("10 GiB", "-f qcow2 disk.qcow2 10G"),
+        ("an overlay, of the size of its backing file", "-f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2"),
+        ("which options qcow2 has", "-f qcow2 -o help"),
+    ),
+    "dd": (("the first 100 MiB", "bs=1M count=100 if=disk.qcow2 of=head.raw"),),
+    "info": (
+        ("an image and its backing files, in JSON", "--backing-chain --output json disk.qcow2"),
+        ("an image that a virtual machine is using", "-U disk.qcow2"),
+    ),
+    "map": (("every extent, in JSON", "--output json disk.qcow2"),),
+    "measure": (
+        ("a new image of 10 GiB", "-O qcow2 --size 10G"),
+        ("what converting disk.raw would take", "-O qcow2 disk.raw"),
+    ),
+    "resize": (
+        ("5 GiB more", "disk.qcow2 +5G"),
+        ("down to 10 GiB: what is behind is lost", "--shrink disk.qcow2 10G"),
+    ),
+}
 
 _INDENT = 28  # where the second column begins
 
@@ -35,6 +69,9 @@ def global_help(ui: UI) -> str:
     ]
     for name, summary in SUMMARIES.items():
         lines += _row(name, summary)
+    from ..drivers import FORMATS, PROTOCOLS
+
+    lines += ["", "Formats:", *_row("", " ".join(sorted(FORMATS))), "", "Protocols:", *_row("", " ".join(sorted(PROTOCOLS)))]
     lines += ["", "%s COMMAND --help tells more about a command." % ui.name]
     return "\n".join(lines) + "\n"
 
@@ -49,25 +86,37 @@ def command_help(command: Command, ui: UI) -> str:
     for name, text in command.operands:
         lines += _row(name, text)
     lines += ["", "Options:"]
-    for option in command.options:
-        lines += _row(spellings(option), option.help or ("show this help" if option.key == "help" else ""))
+    for option in sorted(command.options, key=lambda option: _LAST.get(option.key, 0)):
+        if option.key != "p":  # shown with --progress
+            lines += _row(spellings(option), option.help)
     if command.notes:
         lines += ["", command.notes]
+    lines += ["", "Examples:"]
+    for text, words in EXAMPLES[command.name]:
+        lines += ["  # " + text, "  %s %s %s" % (ui.name, command.name, words)]
     return "\n".join(lines) + "\n"
+
+
+# What all commands have comes after what is a command's own.
+_LAST = {"object": 1, "p": 2, "progress": 2, "quiet": 3, "help": 4}
 
 
 def spellings(option: Option) -> str:
     """An option as help shows it: "-f, --format FMT"."""
     names = option.names + (option.extra[:1] if not any(name.startswith("--") for name in option.names) else [])
+    if option.key == "progress":
+        names = ["-p", *names]
     text = ", ".join(sorted(names, key=lambda name: name.startswith("--")))
     if not option.metavar:
         return text
-    return "%s[=%s]" % (text, option.metavar) if option.kind == 2 else "%s %s" % (text, option.metavar)
+    return "%s[=%s]" % (text, option.metavar) if option.kind == MAYBE else "%s %s" % (text, option.metavar)
 
 
 def _row(left: str, right: str) -> list[str]:
     """A name and its explanation in two columns."""
     texts = right.split("\n")
+    if not left:
+        return ["  " + text for text in texts]
     if len(left) + 4 > _INDENT:
         rows = ["  " + left, " " * _INDENT + texts[0]]
     else:

@@ -257,7 +257,7 @@ def check_one_image_form(image_opts: bool, format: Optional[str]) -> None:
 
 
 # Options that several commands share, all with the same meaning.
-HELP = Option("-h --help", key="help")
+HELP = Option("-h --help", key="help", help="show this help")
 QUIET = Option("-q --quiet", key="quiet", help="print nothing but errors")
 OBJECT = Option(
     "--object",
