@@ -118,8 +118,7 @@ def test_help_shows_every_option(command: str) -> None:
 def test_the_examples_in_help_are_command_lines(command: str) -> None:
     module = cli.load(command)
     for _text, example in EXAMPLES[command]:
-        given = module.COMMAND.read(example.split(" | ")[0].split(), UI("qemu-img", None, None))
-        assert given.operands
+        module.COMMAND.read(example.split(" | ")[0].split(), UI("qemu-img", None, None))
 
 
 @pytest.mark.parametrize("command", sorted(QEMU_IMG))
