@@ -15,6 +15,29 @@ from itertools import islice
 
 from .errors import Error, ReadOnly, Unsupported
 from .extent import COMPRESSED, DATA, PASS, RECURSE, ZERO, Extent, clip, coalesce
+from .hooks import ALL, CONSISTENT_READ, MAX_SIZE, RESIZE, WRITE, WRITE_UNCHANGED, Alloc, Hooks, Measure, OpenFlags, Reference, Snapshot, cache_flags
+
+__all__ = [
+    "ALL",
+    "CHUNK",
+    "CONSISTENT_READ",
+    "MAX_SIZE",
+    "RESIZE",
+    "WRITE",
+    "WRITE_UNCHANGED",
+    "Alloc",
+    "Filter",
+    "Format",
+    "Measure",
+    "Node",
+    "OpenFlags",
+    "Protocol",
+    "Reference",
+    "Snapshot",
+    "aligned_buffer",
+    "cache_flags",
+    "fill_zeroes",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,185 +50,12 @@ if TYPE_CHECKING:
 
     Buffer = Union[bytes, bytearray, memoryview]
 
-# Permissions: what a user of a node does (perm) and what it tolerates from others (shared). The numbers are QEMU's and
-# are the lock byte offsets of protocols/file.py.
-CONSISTENT_READ = 1
-WRITE = 2
-WRITE_UNCHANGED = 4
-RESIZE = 8
-ALL = 15
-
 CHUNK = 1 << 20  # bytes of zeroes written at a time, and the largest copy-on-write buffer
 _ZEROES = bytes(CHUNK)
-MAX_SIZE = (1 << 63) - 512  # bytes; no node is larger
 
 
-class OpenFlags:
-    """How a node is opened. Immutable by convention; `but()` gives a changed copy.
-
-    writable, resize     the user will write, or change the size
-    direct, no_flush     cache.direct and cache.no-flush: O_DIRECT, and flushes that do nothing
-    writethrough         every write is followed by a flush
-    force_share          read-only, and whatever others do is tolerated (-U)
-    no_backing, no_io    do not open the backing file; guest data will not be read (info, create -b)
-    check                opened for check: a corrupt bit is no obstacle, and nothing is repaired on open
-    unmap                discard requests reach the host (discard=unmap)
-    perm, shared         permissions; None derives them from the above
-    """
-
-    __slots__ = (
-        "writable",
-        "resize",
-        "direct",
-        "no_flush",
-        "writethrough",
-        "force_share",
-        "no_backing",
-        "no_io",
-        "check",
-        "unmap",
-        "perm",
-        "shared",
-    )
-
-    writable: bool
-    resize: bool
-    direct: bool
-    no_flush: bool
-    writethrough: bool
-    force_share: bool
-    no_backing: bool
-    no_io: bool
-    check: bool
-    unmap: bool
-    perm: Optional[int]
-    shared: Optional[int]
-
-    def __init__(self, **values: Any) -> None:
-        for name in self.__slots__:
-            setattr(self, name, values.pop(name, None if name in ("perm", "shared") else False))
-        if values:
-            raise TypeError("OpenFlags has no %s" % ", ".join(sorted(values)))
-
-    def but(self, **values: Any) -> OpenFlags:
-        """A copy with some values changed."""
-        return OpenFlags(**{**{name: getattr(self, name) for name in self.__slots__}, **values})
-
-    def permissions(self) -> tuple[int, int]:
-        """(perm, shared) with the defaults filled in."""
-        perm = self.perm
-        if perm is None:
-            perm = (0 if self.no_io else CONSISTENT_READ) | (WRITE if self.writable else 0) | (RESIZE if self.resize else 0)
-        return perm, ALL if self.shared is None else self.shared
-
-
-def cache_flags(mode: str) -> Optional[dict[str, bool]]:
-    """The OpenFlags fields of a cache mode (`-t`, `-T`); None for an unknown mode."""
-    modes = {
-        "none": {"direct": True},
-        "off": {"direct": True},
-        "writeback": {},
-        "writethrough": {"writethrough": True},
-        "directsync": {"direct": True, "writethrough": True},
-        "unsafe": {"no_flush": True},
-    }
-    return modes.get(mode)
-
-
-class Alloc:
-    """Where `length` bytes at guest `offset` are to be written: `host_offset` of `host`.
-
-    A fresh one covers whole allocation units (and so more than was asked for), is not yet visible to `_map` and must be
-    linked or aborted. `token` is the driver's own.
-    """
-
-    __slots__ = ("offset", "length", "host", "host_offset", "fresh", "token")
-
-    def __init__(self, offset: int, length: int, host: Node, host_offset: int, fresh: bool = False, token: Any = None) -> None:
-        self.offset = offset
-        self.length = length
-        self.host = host
-        self.host_offset = host_offset
-        self.fresh = fresh
-        self.token = token
-
-    def __repr__(self) -> str:
-        return "Alloc(%#x, %#x, host_offset=%#x, fresh=%s)" % (self.offset, self.length, self.host_offset, self.fresh)
-
-
-class Reference:
-    """A file that an image names: `role` is the child's name ("backing", "data-file", "extents.0")."""
-
-    __slots__ = ("role", "name", "format")
-
-    def __init__(self, role: str, name: str, format: Optional[str] = None) -> None:
-        self.role = role
-        self.name = name
-        self.format = format
-
-
-class Snapshot:
-    """An internal snapshot. Sizes in bytes; `date_sec` and `date_nsec` since 1970 in UTC, `vm_clock_nsec` since the guest
-    was started; `icount` is its count of instructions, None where the image has none."""
-
-    __slots__ = ("id", "name", "vm_state_size", "date_sec", "date_nsec", "vm_clock_nsec", "icount", "disk_size")
-
-    def __init__(
-        self,
-        id: str,
-        name: str,
-        vm_state_size: int = 0,
-        date_sec: int = 0,
-        date_nsec: int = 0,
-        vm_clock_nsec: int = 0,
-        icount: Optional[int] = None,
-        disk_size: Optional[int] = None,
-    ) -> None:
-        self.id = id
-        self.name = name
-        self.vm_state_size = vm_state_size
-        self.date_sec = date_sec
-        self.date_nsec = date_nsec
-        self.vm_clock_nsec = vm_clock_nsec
-        self.icount = icount
-        self.disk_size = disk_size
-
-
-class Measure:
-    """Bytes that a new image needs: `required` now, `fully_allocated` once every guest byte was written; `bitmaps`
-    bytes more to hold the source's dirty bitmaps, None where either side has none to offer."""
-
-    __slots__ = ("required", "fully_allocated", "bitmaps")
-
-    def __init__(self, required: int, fully_allocated: int, bitmaps: Optional[int] = None) -> None:
-        self.required = required
-        self.fully_allocated = fully_allocated
-        self.bitmaps = bitmaps
-
-
-class Node:
+class Node(Hooks):
     """Base of all drivers: the public methods, and the hooks (leading underscore) that a driver overrides."""
-
-    driver: ClassVar[str] = ""  # QEMU's name of it
-    options_class: ClassVar[type[Options]]
-    leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
-    supports_backing: ClassVar[bool] = False
-    supports_compression: ClassVar[bool] = False
-    creatable: ClassVar[bool] = False
-    strong_options: ClassVar[tuple[str, ...]] = ()  # they decide which bytes the node shows, so its json: name has them
-
-    allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
-    request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
-    zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
-    growable: bool = False  # a write beyond the end makes the node larger
-
-    cluster_size: int = 0  # bytes, 0 where the format has none; for info
-    dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
-    probed: bool = False  # its format was told from the content, nobody named it
-    encrypted: bool = False
-    compressed: bool = False
-    backing_filename: Optional[str] = None  # as stored in the image
-    backing_format: Optional[str] = None
 
     def __init__(self, options: Options, flags: OpenFlags) -> None:
         self.options = options
@@ -632,108 +482,6 @@ class Node:
         if self.read_only:
             raise ReadOnly("%s: opened read-only" % (self.filename or self.driver), filename=self.filename, errno=errno.EACCES)
         self._check_range(offset, length)
-
-    # -- hooks: what a driver writes only as it needs it ---------------------------------------------------------
-
-    def _map(self, offset: int, length: int) -> Iterable[Extent]:
-        """Extents that cover the range, ascending, without gaps; they may begin before and end after it. Only reads metadata."""
-        raise NotImplementedError(self.driver)
-
-    def _alloc(self, offset: int, length: int) -> list[Alloc]:
-        """RESERVE room for the range and say where; see Alloc."""
-        raise Unsupported("%s: the %s driver cannot write" % (self.filename, self.driver), filename=self.filename)
-
-    def _link(self, allocs: Sequence[Alloc]) -> None:
-        """PUBLISH fresh allocations whose data is written."""
-
-    def _abort(self, allocs: Sequence[Alloc]) -> None:
-        """Give back fresh allocations that will not be linked."""
-
-    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        """Zero what is cheap inside the range and return (offset, length) of that part; length 0 for none."""
-        return offset, 0
-
-    def _discard(self, offset: int, length: int) -> None:
-        """Discard what can be discarded inside the range."""
-
-    def _truncate(self, size: int, preallocation: str) -> None:
-        raise Unsupported("Image format driver does not support resize", filename=self.filename, errno=errno.ENOTSUP)
-
-    def _trim(self, end: int) -> None:
-        """After a padded write that should have ended at `end`: cut what the padding added to the node."""
-
-    def _flush(self) -> None:
-        """Write cached metadata, pointers after what they point at."""
-
-    def _close(self) -> None:
-        """Last metadata updates of a clean shut-down; called after a flush."""
-
-    def _release_host(self) -> None:
-        """Close descriptors and connections; called last, also after a failure."""
-
-    def _pread_into(self, host_offset: int, view: memoryview) -> None:
-        """Fill `view` with bytes that this node hosts; zeroes beyond the end."""
-        raise NotImplementedError(self.driver)
-
-    def _pwrite(self, host_offset: int, view: memoryview) -> None:
-        """Write bytes that this node hosts."""
-        raise NotImplementedError(self.driver)
-
-    def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
-        """Store one unit compressed; the codec runs outside the lock, the reservation inside it."""
-        raise NotImplementedError(self.driver)
-
-    def _encode(self, view: memoryview) -> Optional[bytes]:
-        """The first half of _pwrite_compressed, if it can be done apart: what will be stored for one unit."""
-        return None
-
-    def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
-        """The second half: store `encoded`, or `view` as plain data where that is not smaller."""
-        raise NotImplementedError(self.driver)
-
-    def _check(self, repair: str) -> CheckResult:
-        raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
-
-    def references(self) -> list[Reference]:
-        """The files that this image names and needs; graph.py opens them and calls attach."""
-        return []
-
-    def fileno(self) -> int:
-        """A descriptor through which plain bytes of this node can be read and written at host_offset, or -1."""
-        return -1
-
-    def format_specific(self) -> Optional[dict[str, Any]]:
-        """The `data` of info's format-specific object, in QEMU's keys; None where there is none."""
-        return None
-
-    def disk_size(self) -> Optional[int]:
-        """Bytes that the files of this image take on their host, backing files apart; None where that is not known."""
-        sizes = [child.disk_size() for role, child in self.children.items() if role != "backing"]
-        return None if not sizes or None in sizes else sum(size or 0 for size in sizes)
-
-    def snapshots(self) -> list[Snapshot]:
-        """The internal snapshots that the image holds."""
-        return []
-
-    @classmethod
-    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
-        """How the child `role` is to be opened for a parent that is opened with `flags`."""
-        return flags
-
-    @classmethod
-    def probe(cls, head: bytes, filename: str) -> int:
-        """How sure the driver is that an image that begins with `head` is its own: 0 (not) .. 100."""
-        return 0
-
-    @classmethod
-    def create(cls, file: Node, options: Any) -> None:
-        """Write a new, empty image into `file` (opened for writing, of length 0); `options` is a `create_options` record."""
-        raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)
-
-    @classmethod
-    def measure(cls, options: Any, source: Optional[Node]) -> Measure:
-        """Bytes needed for an image made with `options` that takes the content of `source` (None: empty)."""
-        raise Unsupported("Block driver '%s' does not support size measurement" % cls.driver)
 
 
 class Format(Node):
