@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -322,6 +323,10 @@ resize a 1 2
 resize a 1 2 3
 resize a 1 2 --object foo
 resize a 1 -f
+resize -- a 1 2
+resize a 1 -- 2
+resize a -- 1 2
+resize -- a 1 -q
 resize a -x
 resize a -.5k
 resize a --shrink -5
@@ -769,3 +774,35 @@ def test_fails_and_ends_like_qemu_img(line: str, images: Path, tmp_path: Path, m
         sizes.append({name: os.path.getsize(name) for name in os.listdir()})
     assert results[1] == results[0]
     assert sizes[1] == sizes[0]
+
+
+def random_lines(count: int) -> list[list[str]]:
+    """Command lines full of contradictions, of the commands that make no file."""
+    rng = random.Random(50)
+    values = ["raw", "qcow2", "nope", "none", "1M", "1x", "-1", "0", "17", "json", "human", "x", "", "help", "all", "leaks", "a=1", "off"]
+    values += ["snapshot.id=1", "snapshot.x=1", "secret,id=s,data=x", "foo", "4k", "full"]
+    lines = []
+    while len(lines) < count:
+        command = rng.choice(["check", "compare", "info", "map", "measure", "resize"])
+        line = [command]
+        for _word in range(rng.randrange(6)):
+            spelling = rng.choice(QEMU_IMG[command].split())
+            name = spelling.rstrip(":")
+            if rng.random() < 0.35:
+                line.append(rng.choice(["none", "none2", "1M", "-5", "+1", "--", "-", ""]))
+            elif not spelling.endswith(":"):
+                line += [name] if name not in ("-h", "--help") else []
+            else:
+                value = rng.choice(values) if rng.random() < 0.6 else value_of(command, name)
+                line += [name + "=" + value] if name.startswith("--") and rng.random() < 0.5 else [name, value]
+        lines.append(line)
+    return lines
+
+
+def test_random_command_lines(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(directory)
+    lines = random_lines(500)
+    with ThreadPoolExecutor(4) as pool:
+        expected = list(pool.map(lambda args: run_theirs(args, directory), lines))
+    assert [(args, run_ours(args)) for args in lines] == list(zip(lines, expected))
+    assert not os.listdir(directory)

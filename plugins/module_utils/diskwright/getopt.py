@@ -53,7 +53,7 @@ class Parser:
     Iterate over it for (option, value) pairs in the order of the command line; an operand comes as (None, text).
     Everything after `--` is an operand; `stop_at_operand` makes everything from the first
     operand on one, as POSIXLY_CORRECT does. `index` is the position of the next argument in `args`; the consumer may
-    read on there and move it.
+    read on there and move it. `ended` tells whether `--` was met.
 
     Raises OptionError in glibc's words.
     """
@@ -63,6 +63,7 @@ class Parser:
         self.args = args
         self.index = 0
         self.stop_at_operand = stop_at_operand
+        self.ended = False
 
     def __iter__(self) -> Iterator[tuple[Optional[Option], Optional[str]]]:
         args = self.args
@@ -70,6 +71,7 @@ class Parser:
             word = args[self.index]
             self.index += 1
             if word == "--":
+                self.ended = True
                 break
             if word.startswith("--"):
                 yield self._long(word)

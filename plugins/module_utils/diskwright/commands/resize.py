@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from .ui import UI
 
+_EXPECTED = "Expecting image file name and size"
+
 PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
 
 
@@ -58,7 +60,7 @@ def main(args: Sequence[str], ui: UI) -> int:
     given = _read(args, ui)
     ui.quiet = "quiet" in given
     if len(given.operands) != 2:
-        raise UsageError("Expecting image file name and size")
+        raise UsageError(_EXPECTED)
     filename, size = given.operands
     sign = size[0] if size[:1] in ("+", "-") and size else ""
     number = parse_size_option(size[len(sign) :], "size")
@@ -86,7 +88,7 @@ def _read(args: Sequence[str], ui: UI) -> spec.Given:
             COMMAND.take(given, option, value)
             continue
         if len(given.operands) == 2:
-            raise UsageError("Extra argument(s) in command line")
+            raise UsageError(_EXPECTED if parser.ended else "Extra argument(s) in command line")
         given.operands.append(value or "")
         following = args[parser.index] if parser.index < len(args) else ""
         if len(given.operands) == 1 and following[:1] == "-" and following[1:2] and following[1] in "0123456789":
