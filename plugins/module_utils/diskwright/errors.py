@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Callable, Optional
 
 
 class Error(Exception):
@@ -56,9 +56,14 @@ class ReadOnly(Error):
 
 
 class Locked(Error):
-    """Another process uses the image in a way that excludes ours. `holder` names it, where the host tells."""
+    """Another process uses the image in a way that excludes ours."""
 
-    holder: Optional[str] = None
+    search: Optional[Callable[[], Optional[str]]] = None
+
+    @property
+    def holder(self) -> Optional[str]:
+        """Who that is, as "name (process 123)", searched for when asked; None where the host does not tell."""
+        return self.search() if self.search is not None else None
 
 
 class Denied(Error):

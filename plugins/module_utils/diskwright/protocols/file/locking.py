@@ -112,17 +112,18 @@ def _taken(fd: int, byte: int) -> bool:
 def _locked(message: str, filename: str, fd: int, byte: int, asks: bool = True) -> Error:
     hint = "Is another process using the image [%s]?" % filename if asks else None
     exc = Locked(message, filename=filename, errno=errno.EAGAIN, hint=hint)
-    exc.holder = holder(fd, byte)
+    status = os.fstat(fd)
+    exc.search = lambda: holder((status.st_dev, status.st_ino), byte, fd)
     return exc
 
 
-def holder(fd: int, byte: int) -> Optional[str]:
-    """Who else holds a lock on `byte` of the open file, as "name (process 123)"; None where that cannot be told.
+def holder(file: tuple[int, int], byte: int, own: int = -1) -> Optional[str]:
+    """Who holds a lock on `byte` of the file with this device and inode, as "name (process 123)"; None where that cannot
+    be told. `own` is a descriptor of this process that does not count.
 
     Linux shows the locks of each descriptor in /proc/PID/fdinfo (https://docs.kernel.org/filesystems/proc.html), to its
     owner and to root.
     """
-    status = os.fstat(fd)
     try:
         processes = [name for name in os.listdir("/proc") if name.isdecimal()]
     except OSError:
@@ -133,11 +134,11 @@ def holder(fd: int, byte: int) -> Optional[str]:
         except OSError:
             continue
         for descriptor in descriptors:
-            if int(process) == os.getpid() and int(descriptor) == fd:
+            if int(process) == os.getpid() and int(descriptor) == own:
                 continue
             try:
                 other = os.stat("/proc/%s/fd/%s" % (process, descriptor))
-                if (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino) and _holds(process, descriptor, byte):
+                if (other.st_dev, other.st_ino) == file and _holds(process, descriptor, byte):
                     with open("/proc/%s/comm" % process, encoding="utf-8", errors="replace") as comm:
                         return "%s (process %s)" % (comm.read().strip(), process)
             except OSError:
