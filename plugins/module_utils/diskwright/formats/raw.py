@@ -46,6 +46,7 @@ class Raw(Format):
     options_class = RawOptions
     create_options = RawCreateOptions
     creatable = True
+    plain = True
     strong_options = ("offset", "size")
     zero_initialized = True
 
@@ -97,7 +98,7 @@ class Raw(Format):
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
-        return flags
+        return flags.but(writethrough=False)
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:

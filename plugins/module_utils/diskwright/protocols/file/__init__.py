@@ -45,13 +45,13 @@ class FileCreateOptions(Options):
     DASHES = False
 
     size: Size = opt(0, help="Virtual disk size")
+    nocow: bool = opt(False, help="No copy-on-write for the file (btrfs)")
     preallocation: str = opt(
         "off",
         choices=("off", "metadata", "falloc", "full"),
         refusal=BAD_VALUE,
         help="Preallocation mode (allowed values: off, falloc, full)",
     )
-    nocow: bool = opt(False, help="No copy-on-write for the file (btrfs)")
     extent_size_hint: Size = opt(1 << 20, help="Extents of at least this size for the file (XFS), 0 for the file system's own choice")
 
 
@@ -124,12 +124,6 @@ class File(Protocol):
 
     def _permit(self, perm: int, shared: int) -> None:
         """Take the permissions `perm` and deny others what is not `shared`. Raises Error (Locked) where others object."""
-        if perm & (WRITE | RESIZE) == WRITE and self.size % self.request_alignment:
-            raise Error(
-                "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
-                filename=self._name,
-                errno=errno.EPERM,
-            )
         if self._image_lock is None:
             if not perm and shared == ALL or self._lock_mode == "off":
                 return

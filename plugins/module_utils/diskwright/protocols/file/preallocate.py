@@ -44,7 +44,11 @@ def _libc_fallocate() -> Any:
             libc = ctypes.CDLL(None, use_errno=True)
             call = getattr(libc, "fallocate64", None) or libc.fallocate
             call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-            _fallocate = lambda *args: 0 if call(*args) == 0 else ctypes.get_errno()  # noqa: E731
+
+            def allocate(*args: int) -> int:
+                return 0 if call(*args) == 0 else ctypes.get_errno()
+
+            _fallocate = allocate
         except (ImportError, OSError, AttributeError):  # a Python without ctypes, a libc without fallocate
             _fallocate = False
     return _fallocate
