@@ -17,21 +17,43 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Optional
 
-    from .pure import bit_runs as bit_runs
-    from .pure import crc32c as crc32c
-    from .pure import difference_runs as difference_runs
-    from .pure import first_difference as first_difference
-    from .pure import gather as gather
-    from .pure import l2_runs as l2_runs
-    from .pure import l2_runs_extended as l2_runs_extended
-    from .pure import nonzero_runs as nonzero_runs
-    from .pure import refcount_free_runs as refcount_free_runs
-    from .pure import refcount_mismatches as refcount_mismatches
-    from .pure import refcounts_pack as refcounts_pack
-    from .pure import refcounts_unpack as refcounts_unpack
-    from .pure import scatter as scatter
-    from .pure import table_runs as table_runs
-    from .pure import tally as tally
+    from .pure import (
+        bit_runs,
+        crc32c,
+        difference_runs,
+        first_difference,
+        gather,
+        l2_runs,
+        l2_runs_extended,
+        nonzero_runs,
+        refcount_free_runs,
+        refcount_mismatches,
+        refcounts_pack,
+        refcounts_unpack,
+        scatter,
+        table_runs,
+        tally,
+    )
+
+    __all__ = [
+        "backend",
+        "bit_runs",
+        "crc32c",
+        "difference_runs",
+        "first_difference",
+        "gather",
+        "l2_runs",
+        "l2_runs_extended",
+        "native",
+        "nonzero_runs",
+        "refcount_free_runs",
+        "refcount_mismatches",
+        "refcounts_pack",
+        "refcounts_unpack",
+        "scatter",
+        "table_runs",
+        "tally",
+    ]
 
 _demand = os.environ.get("DISKWRIGHT_ACCEL", "auto")
 if _demand not in ("auto", "off", "require"):
