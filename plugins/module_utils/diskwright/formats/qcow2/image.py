@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ...check import CheckResult
     from ...extent import Extent
-    from ...node import Alloc, Measure, Node
+    from ...hooks import Alloc, Measure, Snapshot
+    from ...node import Node
     from .overlap import Overlap
     from .refcount import Refcounts
     from .tables import Tables
@@ -51,7 +52,7 @@ class Qcow2(Format):
         self.backing_filename = name_text(header.backing_file)
         self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) if header.backing_file else None
         self.data_file: Node = self.children.get("data-file", self.file)
-        self.corruption_signalled = False
+        self.ordered = True  # see barrier
         self._tables: Optional[Tables] = None
         self._refcounts: Optional[Refcounts] = None
         self._overlap: Optional[Overlap] = None
@@ -91,6 +92,7 @@ class Qcow2(Format):
             from .repair import repair_dirty
 
             repair_dirty(self)
+            self.dirty = bool(header.incompatible_features & layout.DIRTY)
 
     # -- the parts -----------------------------------------------------------------------------------------------
 
@@ -134,12 +136,17 @@ class Qcow2(Format):
     def update_record(self) -> None:
         """Write the numbers of the header in one piece and bring them to the disk."""
         self.file.write_hosted(0, memoryview(self.header.pack_record()))
-        self.file.flush()
+        self.barrier()
+
+    def barrier(self) -> None:
+        """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
+        if self.ordered:
+            self.file.flush()
 
     def update_header(self) -> None:
         """Write the whole header, with extensions and backing file name, in one piece and bring it to the disk."""
         self.file.write_hosted(0, memoryview(self.header.pack()))
-        self.file.flush()
+        self.barrier()
 
     def corrupt(self, what: str, fatal: bool = True) -> Corrupt:
         """The error for a broken image, in QEMU's words; marks a writable image as corrupt unless not `fatal`."""
@@ -194,6 +201,11 @@ class Qcow2(Format):
 
         write_compressed(self, offset, view)
 
+    def _truncate(self, size: int, preallocation: str) -> None:
+        from .resize import resize
+
+        resize(self, size, preallocation)
+
     def _flush(self) -> None:
         self.write_back()
 
@@ -203,6 +215,12 @@ class Qcow2(Format):
             from .write import write_back
 
             write_back(self)
+
+    def _check(self, repair: str) -> CheckResult:
+        from .repair import check
+
+        self.flush()
+        return check(self, repair)
 
     def references(self) -> list[Reference]:
         found = []
@@ -219,6 +237,13 @@ class Qcow2(Format):
         if role == "data-file":
             self.data_file = child
 
+    def snapshots(self) -> list[Snapshot]:
+        if not self.header.nb_snapshots:
+            return []
+        from .snapshots import list_snapshots
+
+        return list_snapshots(self)
+
     def format_specific(self) -> dict[str, Any]:
         header = self.header
         if header.version < 3:
@@ -234,6 +259,18 @@ class Qcow2(Format):
                 data["data-file"] = name
             data["data-file-raw"] = bool(header.autoclear_features & layout.RAW_DATA_FILE)
         return data
+
+    @classmethod
+    def create(cls, file: Node, options: Any) -> None:
+        from .create import create
+
+        create(cls, file, options)
+
+    @classmethod
+    def measure(cls, options: Any, source: Optional[Node]) -> Measure:
+        from .measure import measure
+
+        return measure(options, source)
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:

@@ -52,28 +52,29 @@ class Qcow2CreateOptions(Options):
     """Creation options of qcow2."""
 
     DASHES = False
+    SHOWN = ("cluster_size", "extended_l2", "compression_type", "lazy_refcounts", "refcount_bits")
 
-    backing_file: Optional[str] = opt(None, help="File name of a base image")
-    backing_fmt: Optional[str] = opt(None, help="Image format of the base image")
-    cluster_size: Size = opt(65536, help="qcow2 cluster size")
-    compat: str = opt("1.1", help="Compatibility level (v2 [0.10] or v3 [1.1])")
-    compression_type: str = opt("zlib", help="Compression method used for image cluster compression")
-    data_file: Optional[str] = opt(None, help="File name of an external data file")
-    data_file_raw: bool = opt(False, help="The external data file must stay valid as a raw image")
+    encryption: Optional[bool] = opt(None, help="Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)")
+    encrypt_format: Optional[str] = opt(None, key="encrypt.format", help="Encrypt the image, format choices: 'aes', 'luks'")
+    encrypt_key_secret: Optional[str] = opt(None, key="encrypt.key-secret", help="ID of secret providing qcow AES key or LUKS passphrase")
     encrypt_cipher_alg: Optional[str] = opt(None, key="encrypt.cipher-alg", help="Name of encryption cipher algorithm")
     encrypt_cipher_mode: Optional[str] = opt(None, key="encrypt.cipher-mode", help="Name of encryption cipher mode")
-    encrypt_format: Optional[str] = opt(None, key="encrypt.format", help="Encrypt the image, format choices: 'aes', 'luks'")
-    encrypt_hash_alg: Optional[str] = opt(None, key="encrypt.hash-alg", help="Name of encryption hash algorithm")
-    encrypt_iter_time: Optional[int] = opt(None, key="encrypt.iter-time", help="Time to spend in PBKDF in milliseconds")
     encrypt_ivgen_alg: Optional[str] = opt(None, key="encrypt.ivgen-alg", help="Name of IV generator algorithm")
     encrypt_ivgen_hash_alg: Optional[str] = opt(None, key="encrypt.ivgen-hash-alg", help="Name of IV generator hash algorithm")
-    encrypt_key_secret: Optional[str] = opt(None, key="encrypt.key-secret", help="ID of secret providing qcow AES key or LUKS passphrase")
-    encryption: Optional[bool] = opt(None, help="Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)")
+    encrypt_hash_alg: Optional[str] = opt(None, key="encrypt.hash-alg", help="Name of encryption hash algorithm")
+    encrypt_iter_time: Optional[int] = opt(None, key="encrypt.iter-time", help="Time to spend in PBKDF in milliseconds")
+    cluster_size: Size = opt(65536, help="qcow2 cluster size")
     extended_l2: bool = opt(False, help="Extended L2 tables")
-    lazy_refcounts: bool = opt(False, help="Postpone refcount updates")
     preallocation: str = opt("off", help="Preallocation mode (allowed values: off, metadata, falloc, full)")
-    refcount_bits: int = opt(16, help="Width of a reference count entry in bits")
+    compression_type: str = opt("zlib", help="Compression method used for image cluster compression")
     size: Size = opt(0, help="Virtual disk size")
+    compat: str = opt("1.1", help="Compatibility level (v2 [0.10] or v3 [1.1])")
+    backing_file: Optional[str] = opt(None, help="File name of a base image")
+    backing_fmt: Optional[str] = opt(None, help="Image format of the base image")
+    data_file: Optional[str] = opt(None, help="File name of an external data file")
+    data_file_raw: bool = opt(False, help="The external data file must stay valid as a raw image")
+    lazy_refcounts: bool = opt(False, help="Postpone refcount updates")
+    refcount_bits: int = opt(16, help="Width of a reference count entry in bits")
 
 
 def check_options(options: Qcow2Options, header: Header) -> None:

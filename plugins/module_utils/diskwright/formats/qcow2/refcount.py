@@ -50,7 +50,6 @@ class Refcounts:
         self.freed: list[tuple[int, int]] = []
         self.discard_freed = bool(options.pass_discard_other)  # whether apply_freed discards in the file what falls to 0
         self.byte_offset = 0  # where the next compressed cluster goes, 0: into a new cluster
-        self._last_taken = 0
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
         self._scan = 0  # holes from here on up to _tail are not known yet
         self._tail = self._find_tail()  # from here on all clusters are free
@@ -158,14 +157,14 @@ class Refcounts:
             if not self.block_offset(index):
                 self._drop_from_hole(0, 1)
                 self._install_block(index, first)
+                self._set_one(first, 1)
                 continue
             taken = min(count, room, self.per_block - entry)
             self.image.overlap.check(first * self.cluster_size, taken * self.cluster_size)
             self._drop_from_hole(0, taken)
             self._set_one(first, taken)
             return first, taken
-        first = self._take_tail(1, count)
-        return first, self._last_taken
+        return self.take_tail(count), count
 
     def allocate_whole(self, count: int) -> int:
         """Take `count` free clusters that follow one another; returns the first. They have refcount 1."""
@@ -177,7 +176,7 @@ class Refcounts:
                 self._drop_from_hole(at, count)
                 self._set_one(first, count)
                 return first
-        return self._take_tail(count, count)
+        return self.take_tail(count)
 
     def _drop_from_hole(self, at: int, count: int) -> None:
         first, room = self._holes[at]
@@ -199,25 +198,22 @@ class Refcounts:
         self._holes.extend((base + start, length) for start, length in runs)
         self._scan = base + (sum(runs[-1]) if len(runs) == RUNS else stop)
 
-    def _take_tail(self, least: int, count: int) -> int:
-        """Take clusters at the end: at least `least`, up to `count` where no block ends before; sets _last_taken."""
-        while True:
+    def take_tail(self, count: int) -> int:
+        """Take `count` clusters at the end; returns the first. New refcount blocks that this needs follow them."""
+        first, overlap, size = self._tail, self.image.overlap, self.cluster_size
+        if (first + count + 2) // self.per_block + 1 >= len(self.table):
+            self._grow_table(first, count)
             first = self._tail
-            last_index = (first + least - 1) // self.per_block
-            missing = [index for index in range(first // self.per_block, last_index + 1) if not self.block_offset(index)]
-            if not missing:
-                break
-            if last_index >= len(self.table):
-                self._grow_table(last_index + 1)
-                continue
-            self.image.overlap.check(first * self.cluster_size, self.cluster_size)
-            self._move_tail(1)
-            self._install_block(missing[0], first)
-        taken = max(least, min(count, self.per_block - first % self.per_block))
-        self.image.overlap.check(first * self.cluster_size, taken * self.cluster_size)
-        self._move_tail(taken)
-        self._set_one(first, taken)
-        self._last_taken = taken
+        self._move_tail(count)
+        index = first // self.per_block
+        while index * self.per_block < self._tail:
+            if not self.block_offset(index):
+                overlap.check(self._tail * size, size)
+                self._install_block(index, self._tail)
+                self._move_tail(1)
+            index += 1
+        overlap.check(first * size, count * size)
+        self._set_one(first, self._tail - first)
         return first
 
     def _move_tail(self, count: int) -> None:
@@ -228,30 +224,39 @@ class Refcounts:
         self._tail += count
 
     def _install_block(self, index: int, cluster: int) -> None:
-        """Make `cluster`, which was just taken, the refcount block of table entry `index`."""
+        """Make `cluster`, which is being taken, the refcount block of table entry `index`."""
         offset = cluster * self.cluster_size
         self.cache.put(offset, bytearray(self.cluster_size))
         self.table[index] = offset
         self.table_dirty.add(index)
         self.image.overlap.add_block(offset)
-        self._set_one(cluster, 1)
 
-    def _grow_table(self, entries: int) -> None:
-        """Move the refcount table to a larger place, with `entries` entries or more, and tell the header at once."""
+    def _grow_table(self, first: int, count: int) -> None:
+        """Make sure that the refcount table reaches past clusters first..first+count and what comes with them; if it does
+        not, move it to a larger place and tell the header at once."""
         image, size = self.image, self.cluster_size
         per_cluster = size // 8
+        clusters = len(self.table) // per_cluster
+
+        def reaches(clusters: int, extra: int) -> bool:
+            entries = clusters * per_cluster
+            last = first + count + extra
+            return last + last // self.per_block + 4 <= entries * self.per_block
+
+        if reaches(clusters, 0):
+            return
         old_offset, old_clusters = image.header.refcount_table_offset, image.header.refcount_table_clusters
-        clusters = -(-max(entries, len(self.table) * 3 // 2) // per_cluster)
-        while clusters * per_cluster * self.per_block < self._tail + 2 * clusters + clusters * per_cluster // self.per_block + 4:
+        clusters = max(clusters + 1, clusters * 3 // 2)
+        while not reaches(clusters, clusters):
             clusters += 1
         if clusters * size > MAX_REFCOUNT_TABLE_SIZE:
             raise Error("The refcount table cannot grow any further: File too large", filename=image.filename, errno=errno.EFBIG)
         self.table.extend(array("Q", bytes(clusters * size - len(self.table) * 8)))
-        offset = self._take_tail(clusters, clusters) * size
+        offset = self.take_tail(clusters) * size
         self.cache.write()
-        image.file.flush()
+        image.barrier()
         image.file.write_hosted(offset, memoryview(big_bytes(self.table)))
-        image.file.flush()
+        image.barrier()
         image.header.refcount_table_offset, image.header.refcount_table_clusters = offset, clusters
         image.update_record()
         self.table_dirty.clear()
@@ -305,6 +310,46 @@ class Refcounts:
                     self.image.file.pdiscard(start * self.cluster_size, length * self.cluster_size)
         self.discard_freed = bool(self.image.options.pass_discard_other)
 
+    # -- making the file shorter ---------------------------------------------------------------------------------
+
+    def drop_empty_blocks(self) -> None:
+        """Give back refcount blocks that count nothing but themselves; all changes must have been written before."""
+        dropped = []
+        for index in range(len(self.table)):
+            offset = self.block_offset(index)
+            if not offset:
+                continue
+            block = bytearray(self.cache.get(offset))
+            own, entry = divmod(offset // self.cluster_size, self.per_block)
+            if own == index:
+                self._add_in_block(block, entry, 1, -1)
+            if block.count(0) == len(block):
+                self.table[index] = 0
+                self.table_dirty.add(index)
+                self.cache.forget(offset)
+                dropped.append(offset)
+        if dropped:
+            self.write_back()
+            for offset in dropped:
+                self.add(offset // self.cluster_size, 1, -1)
+            self.cache.write()
+            self.image.overlap.forget()
+
+    def cut_tail(self) -> int:
+        """Find the end of what is in use again; returns it in bytes."""
+        self._tail = self._find_tail()
+        self._scan = 0
+        self._holes = []
+        return self._tail * self.cluster_size
+
+    def end_of_use(self) -> int:
+        """One past the last byte in use."""
+        return self._tail * self.cluster_size
+
+    def skip_to(self, offset: int) -> None:
+        """Take what follows from byte `offset` on, where that is beyond the end of what is in use."""
+        self._tail = max(self._tail, -(-offset // self.cluster_size))
+
     # -- writing back --------------------------------------------------------------------------------------------
 
     def write_back(self) -> None:
@@ -312,12 +357,12 @@ class Refcounts:
         self.cache.write()
         if not self.table_dirty:
             return
-        self.image.file.flush()
+        self.image.barrier()
         base = self.image.header.refcount_table_offset
         for low, high in dirty_sectors(self.table_dirty, len(self.table)):
             self.image.file.write_hosted(base + low * 8, memoryview(big_bytes(self.table[low:high])))
         self.table_dirty.clear()
-        self.image.file.flush()
+        self.image.barrier()
 
 
 ONES = {order: (1).to_bytes(1 << order - 3, "big") for order in range(3, 7)}  # the refcount 1, as stored

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ...cache import read_padded
 from ...errors import Corrupt
+from ...hooks import Snapshot as ListedSnapshot
 from ...ondisk import Struct
 from .header import MAX_L1_SIZE, MAX_SNAPSHOT_EXTRA, MAX_SNAPSHOT_TABLE_SIZE, OFFSET_MASK
 
@@ -13,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ...ondisk import u16, u32, u64
     from .image import Qcow2
+
+
+NO_ICOUNT = (1 << 64) - 1  # stored where instructions were not counted
 
 
 class SnapshotHeader(Struct):
@@ -63,6 +67,25 @@ def read_snapshots(image: Qcow2) -> tuple[list[Snapshot], int]:
         if offset - header.snapshots_offset > MAX_SNAPSHOT_TABLE_SIZE:
             raise Corrupt("Snapshot table too large", filename=image.filename, errno=27)
     return found, offset - header.snapshots_offset
+
+
+def list_snapshots(image: Qcow2) -> list[ListedSnapshot]:
+    """The snapshots as info shows them."""
+    return [_listed(entry) for entry in read_snapshots(image)[0]]
+
+
+def _listed(entry: Snapshot) -> ListedSnapshot:
+    extra = [int.from_bytes(entry.extra[start : start + 8], "big") for start in range(0, len(entry.extra) - 7, 8)]
+    return ListedSnapshot(
+        entry.id.decode("utf-8", "replace"),
+        entry.name.decode("utf-8", "replace"),
+        extra[0] if extra else entry.vm_state_size,
+        entry.date_sec,
+        entry.date_nsec,
+        entry.vm_clock_nsec,
+        extra[2] if len(extra) > 2 and extra[2] != NO_ICOUNT else None,
+        extra[1] if len(extra) > 1 else None,
+    )
 
 
 def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:

@@ -179,6 +179,22 @@ def big_bytes(entries: array[int]) -> bytes:
     return entries.tobytes()
 
 
+_steps: dict[int, tuple[bytes, int]] = {}  # step -> the entries 0, step, 2 * step, ... and an entry of 1 as often, as one number
+
+
+def ascending(first: int, step: int, count: int) -> bytes:
+    """`count` big-endian u64 entries first, first + step, ..., none of which may exceed 64 bits."""
+    if count <= 256:
+        return big_bytes(array("Q", range(first, first + count * step, step)))
+    if step not in _steps or len(_steps[step][0]) < count * 8:
+        _steps.clear()
+        ones = int.from_bytes((bytes(7) + b"\1") * count, "big")
+        _steps[step] = (big_bytes(array("Q", range(0, count * step, step))), ones)
+    table, ones = _steps[step]
+    surplus = len(table) // 8 - count  # the first entry is the most significant one
+    return (int.from_bytes(table[: count * 8], "big") + (ones >> 64 * surplus) * first).to_bytes(count * 8, "big")
+
+
 def c_hex(value: int) -> str:
     """A number as C's %#x prints it: 0 has no prefix."""
     return "%#x" % value if value else "0"

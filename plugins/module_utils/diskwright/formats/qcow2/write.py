@@ -8,8 +8,6 @@ written and go down after it is gone (https://www.qemu.org/docs/master/interop/q
 
 from __future__ import annotations
 
-from array import array
-
 from ... import kernels
 from ...kernels import contract as kinds
 from ...node import Alloc
@@ -17,7 +15,7 @@ from .compressed import stored_range
 from .header import COPIED, OFFSET_MASK
 from .overlap import ACTIVE_L2
 from .refcount import dirty_sectors
-from .tables import RUNS, big_bytes, c_hex
+from .tables import RUNS, ascending, big_bytes, c_hex
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,8 +112,7 @@ def publish(image: Qcow2, allocs: Sequence[Alloc]) -> None:
             host = alloc.host_offset
             for position, l2_offset, first, count in table_parts(image, alloc.offset, alloc.offset + alloc.length, create=True):
                 start = host + position - alloc.offset | COPIED
-                entries = array("Q", range(start, start + count * size, size))
-                set_entries(image, l2_offset, first, big_bytes(entries), alloc.token != REUSED)
+                set_entries(image, l2_offset, first, ascending(start, size, count), alloc.token != REUSED)
         trim_freed(image)
 
 
@@ -173,7 +170,7 @@ def write_back(image: Qcow2) -> None:
         if tables is not None:
             tables.cache.write(tables.fresh)
             if tables.cache.dirty or tables.l1_dirty:
-                file.flush()
+                image.barrier()
                 tables.cache.write()
                 base = image.header.l1_table_offset
                 for low, high in dirty_sectors(tables.l1_dirty, len(tables.l1)):
@@ -181,7 +178,7 @@ def write_back(image: Qcow2) -> None:
                 tables.l1_dirty.clear()
                 tables.fresh.clear()
         if refcounts is not None and refcounts.freed:
-            file.flush()
+            image.barrier()
             refcounts.apply_freed()
             refcounts.cache.write()
 

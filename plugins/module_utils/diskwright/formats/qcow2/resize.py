@@ -1,0 +1,163 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Resizing and preallocation (https://www.qemu.org/docs/master/tools/qemu-img.html, resize)."""
+
+from __future__ import annotations
+
+import errno
+
+from ... import kernels
+from ...errors import Error, OptionError, Unsupported
+from ...kernels import contract as kinds
+from .discard import EMPTY_ENTRY
+from .header import COPIED, MAX_L1_SIZE, l1_entries
+from .tables import ascending, big_bytes
+from .write import free_entries, set_entries, table_parts, write_back
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .image import Qcow2
+
+PREALLOCATION = ("off", "metadata", "falloc", "full")
+SECTOR = 512
+SLICE = 512  # clusters that are allocated at a time; as QEMU, so that refcount blocks end up in the same places
+
+
+def resize(image: Qcow2, size: int, preallocation: str) -> None:
+    """Change the virtual size; see Node.truncate. Raises Error in QEMU's words."""
+    header = image.header
+    if preallocation not in PREALLOCATION:
+        raise OptionError("Invalid preallocation mode '%s'" % preallocation)
+    if size % SECTOR:
+        raise OptionError("The new size must be a multiple of %d" % SECTOR, filename=image.filename, errno=errno.EINVAL)
+    if header.nb_snapshots and header.version < 3:
+        raise Unsupported("Can't resize a v2 image which has snapshots", filename=image.filename, errno=errno.ENOTSUP)
+    with image._lock:
+        if size < image.size:
+            if preallocation != "off":
+                raise OptionError("Preallocation can't be used for shrinking an image", filename=image.filename, errno=errno.EINVAL)
+            _shrink(image, size)
+        elif size > image.size:
+            grow(image, size, preallocation)
+        image.tables.forget_preallocation()
+
+
+def grow(image: Qcow2, size: int, preallocation: str) -> None:
+    """Make the image larger. What is new reads as zeroes, whatever the last cluster or a longer backing file has there."""
+    old = image.size
+    entries = l1_entries(image.header, size)
+    if entries * 8 > MAX_L1_SIZE:
+        raise Error("Failed to grow the L1 table: File too large", filename=image.filename, errno=errno.EFBIG)
+    if entries > len(image.tables.l1):
+        grow_l1(image, entries)
+    if preallocation != "off":
+        preallocate(image, old, size, preallocation)
+    write_back(image)
+    image.barrier()
+    image.header.size = size
+    image.update_record()
+    image._size = size
+    _zero_new(image, old, size)
+
+
+def _zero_new(image: Qcow2, old: int, size: int) -> None:
+    """Make the range from `old` to `size`, which is new, read as zeroes."""
+    tail = min(-(-old // image.cluster_size) * image.cluster_size, size)
+    if tail > old and image.tables.find(old)[0] in (kinds.NORMAL, kinds.COMPRESSED, kinds.UNALLOCATED):
+        if image.tables.find(old)[0] != kinds.UNALLOCATED or image.backing_filename is not None:
+            image.pwrite_zeroes(old, tail - old)
+    if image.backing_filename is None or tail >= size:
+        return
+    covered = size if image.backing is None else min(size, image.backing.size)
+    covered = min(size, -(-covered // image.cluster_size) * image.cluster_size)
+    if covered > tail:
+        image.pwrite_zeroes(tail, covered - tail)
+
+
+def grow_l1(image: Qcow2, entries: int) -> None:
+    """Make the L1 table `entries` long: in its place where that has room, else in a new one."""
+    tables, header, size = image.tables, image.header, image.cluster_size
+    old_offset, old_clusters = header.l1_table_offset, -(-header.l1_size * 8 // size)
+    clusters = -(-entries * 8 // size)
+    write_back(image)
+    tables.l1.frombytes(bytes((entries - len(tables.l1)) * 8))
+    offset = old_offset if clusters == old_clusters else image.refcounts.allocate_whole(clusters) * size
+    image.refcounts.write_back()
+    image.file.write_hosted(offset, memoryview(big_bytes(tables.l1)))
+    image.barrier()
+    header.l1_size, header.l1_table_offset = entries, offset
+    image.update_record()
+    image.overlap.forget()
+    if offset != old_offset and old_clusters:
+        image.refcounts.give_back(old_offset // size, old_clusters)
+
+
+def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
+    """Give all clusters of a range room in the file: a place, and with "falloc" and "full" real blocks."""
+    size, file = image.cluster_size, image.file
+    refcounts, tables = image.refcounts, image.tables
+    first_cluster, end_cluster = start // size, -(-end // size)
+    if mode != "metadata":
+        # real blocks come first: what metadata is written on the way must not make the file longer
+        refcounts.skip_to(file.size)
+        data = end_cluster - first_cluster
+        other = data // tables.entries + 2
+        other += (data + other) // refcounts.per_block + 2
+        file.truncate(refcounts.end_of_use() + (data + other) * size, mode)
+    for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
+        for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
+            while kind == kinds.UNALLOCATED and run:
+                wanted = min(run, SLICE - index % SLICE)
+                if mode == "metadata":
+                    cluster, taken = refcounts.allocate(wanted)
+                else:
+                    cluster, taken = refcounts.take_tail(wanted), wanted
+                set_entries(image, l2_offset, index, ascending(cluster * size | COPIED, size, taken))
+                index += taken
+                run -= taken
+    reach = refcounts.end_of_use()
+    if mode != "metadata" or reach > file.size:
+        file.truncate(reach)
+
+
+def _shrink(image: Qcow2, size: int) -> None:
+    cluster_size, tables, refcounts = image.cluster_size, image.tables, image.refcounts
+    start = -(-size // cluster_size) * cluster_size
+    end = -(-image.size // cluster_size) * cluster_size
+    keep = l1_entries(image.header, size)
+    for position, l2_offset, first, count in _present_parts(image, start, end):
+        index = position // tables.reach
+        if index < keep:
+            set_entries(image, l2_offset, first, EMPTY_ENTRY * count)
+            continue
+        free_entries(image, tables.cache.get(l2_offset))
+        tables.cache.forget(l2_offset)
+        tables.fresh.discard(l2_offset)
+        tables.l1[index] = 0
+        tables.l1_dirty.add(index)
+        image.overlap.remove_table(l2_offset)
+        refcounts.free(l2_offset // cluster_size, 1)
+    write_back(image)
+    image.barrier()
+    image.header.size = size
+    image.update_record()
+    image._size = size
+    refcounts.drop_empty_blocks()
+    image.barrier()
+    reach = refcounts.cut_tail()
+    if reach < image.file.size:
+        image.file.truncate(reach)
+
+
+def _present_parts(image: Qcow2, start: int, end: int) -> list[tuple[int, int, int, int]]:
+    """table_parts of a range without those that have no table; only a table that stays is made ours alone."""
+    tables, size = image.tables, image.cluster_size
+    parts = []
+    first_whole = -(-start // tables.reach) * tables.reach
+    if start < min(first_whole, end):
+        parts.extend(part for part in table_parts(image, start, min(first_whole, end), create=False) if part[1])
+    for position in range(first_whole, end, tables.reach):
+        l2_offset = tables.l2_offset(position // tables.reach)
+        if l2_offset:
+            parts.append((position, l2_offset, 0, min(tables.entries, (end - position) // size)))
+    return parts
