@@ -7,13 +7,14 @@ QEMU's BlockdevOptionsNull describes the options.
 
 from __future__ import annotations
 
+from ..errors import OptionError
 from ..extent import ALLOCATED, OFFSET_VALID, ZERO, Extent
 from ..node import Alloc, OpenFlags, Protocol, fill_zeroes
 from ..options import Options, Size, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable
+    from typing import Any, Iterable
 
 
 class NullOptions(Options):
@@ -44,6 +45,12 @@ class NullCo(Protocol):
 
     def options_name(self) -> str:
         return "" if len(self.full_options) > 1 else self.driver + "://"
+
+    @classmethod
+    def parse_name(cls, filename: str) -> dict[str, Any]:
+        if filename != cls.driver + "://":
+            raise OptionError("The only allowed filename for this driver is '%s://'" % cls.driver)
+        return {}
 
     def _wait(self) -> None:
         if self._latency:

@@ -54,7 +54,7 @@ class HostDevice(File):
             )
         self._is_block = stat.S_ISBLK(mode)
         if self.flags.writable and self._is_block and self._is_read_only():
-            raise Error("Could not open '%s': Permission denied" % self._name, filename=self._name, errno=errno.EACCES)
+            raise Error("The device is not writable: Permission denied", filename=self._name, errno=errno.EACCES)
         if self.flags.direct:
             from .direct import request_alignment
 
