@@ -35,6 +35,8 @@ class NullCo(Protocol):
 
     def __init__(self, options: NullOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
+        if not 0 <= options.latency_ns < 1 << 63:
+            raise OptionError("latency-ns is invalid")
         self._size = options.window
         self._latency = options.latency_ns / 1e9
         self._read_zeroes = options.read_zeroes
