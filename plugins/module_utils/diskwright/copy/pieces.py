@@ -1,0 +1,164 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is where in the sources, cut into pieces of work (QEMU's block status, https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html).
+
+Everything here is lazy: a range is asked for when somebody is about to work on it.
+"""
+
+from __future__ import annotations
+
+from ..errors import Error
+from ..extent import DATA, ZERO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterable, Iterator, Optional, Sequence
+
+    from ..node import Node
+
+    # offset, length, status (DATA, ZERO, or 0 for what the backing file gives), host, host_offset
+    Run = tuple[int, int, int, Optional[Node], int]
+    # host, host_offset, offset in the buffer, length
+    Read = tuple[Node, int, int, int]
+    # offset, length, reads; no reads: the range is zero
+    Piece = tuple[int, int, list[Read]]
+
+CHUNK = 256 << 10  # bytes of a buffer: larger ones fall out of the L2 cache and are slower
+EXTENTS = 1024  # extents that are asked for at a time
+NEARBY = 64 << 10  # bytes of zeroes between two extents that are not worth two pieces
+
+
+def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] = None, own: bool = False) -> Iterator[Run]:
+    """The content of `sources`, one after the other, from `offset` on, as runs that begin at 0 and follow one another.
+
+    With `own` only what the sources' own layers hold is looked up. Raises Error "error while reading block status ...".
+    """
+    total = sum(node.size for node in sources)
+    end = total if length is None else min(total, offset + length)
+    first = 0
+    for node in sources:
+        position = max(offset, first)
+        last = min(end, first + node.size)
+        while position < last:
+            try:
+                extents = node.resolve(position - first, last - position, True, EXTENTS, own)
+            except (Error, OSError) as exc:
+                raise failure("error while reading block status at offset %d: %s", position - offset, exc) from exc
+            for start, count, status, host, host_offset in extents:
+                yield first + start - offset, count, status, host, host_offset
+            position = first + extents[-1][0] + extents[-1][1]
+        first += node.size
+
+
+def failure(words: str, offset: int, exc: BaseException, kind: type[Error] = Error) -> Error:
+    """What went wrong at `offset`, in QEMU's words: the errno's text. What we know beyond it becomes the hint."""
+    import errno
+    import os
+
+    number = getattr(exc, "errno", None) or errno.EIO
+    hint = str(exc) if isinstance(exc, Error) else None
+    return kind(words % (offset, os.strerror(number)), offset=offset, errno=number, hint=hint)
+
+
+def pieces(runs: Iterable[Run], unit: int, chunk: int, end: int) -> Iterator[Piece]:
+    """Runs as pieces of at most `chunk` bytes with data in them, and of any length that are zero; ascending.
+
+    Data is aligned out to `unit` (of which `chunk` is a multiple), but not beyond `end`, so that whoever writes it never
+    has to read what is around it. Runs of status 0 are left out; with them unit must be 1.
+    """
+    cursor = 0  # what is before it has been yielded
+    first = limit = stop = 0  # the piece in hand begins at first, its data ends at stop, it may grow to limit
+    reads: list[Read] = []
+    for offset, length, status, host, host_offset in runs:
+        if host is None or not status & DATA:
+            whole = min(-(-stop // unit) * unit, end)
+            if reads and (not status & ZERO or offset + length >= min(limit, end) or offset + length - whole >= NEARBY):
+                yield first, whole - first, reads
+                cursor, reads = whole, []
+            if not status & ZERO:
+                if offset > cursor:
+                    yield cursor, offset - cursor, []
+                cursor = offset + length
+            continue
+        while length:
+            if not reads:
+                first = max(offset // unit * unit, cursor)
+                if first > cursor:
+                    yield cursor, first - cursor, []
+                    cursor = first
+                limit = (first // chunk + 1) * chunk
+            count = min(length, limit - offset)
+            reads.append((host, host_offset, offset - first, count))
+            offset += count
+            host_offset += count
+            length -= count
+            stop = offset
+            if stop == limit:
+                yield first, stop - first, reads
+                cursor, reads = stop, []
+    if reads:
+        whole = min(-(-stop // unit) * unit, end)
+        yield first, whole - first, reads
+        cursor = whole
+    if cursor < end:
+        yield cursor, end - cursor, []
+
+
+class Loader:
+    """Fills buffers with what pieces say: all plain files in one kernel call, other hosts by themselves."""
+
+    def __init__(self) -> None:
+        from ..kernels import gather
+
+        self._gather = gather
+        self._descriptors: dict[Node, int] = {}
+
+    def descriptor(self, host: Node) -> int:
+        """The descriptor that gives `host`'s bytes at their host offsets, or -1."""
+        try:
+            return self._descriptors[host]
+        except KeyError:
+            found = host.fileno() if host.request_alignment == 1 else -1
+            self._descriptors[host] = found
+            return found
+
+    def load(self, reads: Iterable[Read], view: memoryview, length: int) -> None:
+        """Fill view[:length]: what no read covers is zero. Raises OSError or Error as the hosts do."""
+        plain = []
+        done = 0
+        for host, host_offset, at, count in reads:
+            if at > done:
+                clear(view, done, at)
+            done = at + count
+            descriptor = self.descriptor(host)
+            if descriptor < 0:
+                host.read_own(host_offset, view[at:done])
+            else:
+                plain.append((descriptor, host_offset, at, count))
+        if done < length:
+            clear(view, done, length)
+        if plain:
+            self._gather(plain, view)
+
+    def culprit(self, reads: Iterable[Read], view: memoryview) -> int:
+        """After a failed `load`: the offset in the buffer of the first read that fails by itself."""
+        first = 0
+        for number, read in enumerate(reads):
+            if not number:
+                first = read[2]
+            try:
+                read[0].read_own(read[1], view[read[2] : read[2] + read[3]])
+            except (Error, OSError):
+                return read[2]
+        return first
+
+
+_ZEROES = bytes(CHUNK)
+
+
+def clear(view: memoryview, start: int, stop: int) -> None:
+    """Set view[start:stop] to zero."""
+    while start < stop:
+        part = min(stop - start, len(_ZEROES))
+        view[start : start + part] = memoryview(_ZEROES)[:part]
+        start += part
