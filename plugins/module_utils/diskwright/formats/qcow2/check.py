@@ -17,7 +17,6 @@ from ...kernels.contract import NORMAL, ZERO_ALLOC
 from .header import (
     COMPRESSED,
     COPIED,
-    CORRUPT,
     DATA_FILE,
     L1_RESERVED,
     L2_RESERVED,
@@ -25,15 +24,16 @@ from .header import (
     REFCOUNT_TABLE_MASK,
     REFCOUNT_TABLE_RESERVED,
     ZERO,
-    Header,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator, Optional, Union
 
-    from ...node import Node
-    from .repair import BlockEditor
+    from .image import Qcow2
+    from .mend import BlockEditor
+    from .overlap import Overlap
+    from .references import Bitmap, Snapshot
 
 MAX_FILE_OFFSET = 0x7FFFFFFFC0000000  # bytes; QEMU refuses I/O beyond
 MAX_CLUSTERS = (1 << 31) - 1  # clusters of a file that can be checked
@@ -62,16 +62,22 @@ class GiveUp(Error):
     """The check cannot go on; becomes CheckResult.failure."""
 
 
-class Check:
-    """One check of the image in `file` whose header is `header`; `repair` is "", "leaks" or "all".
+def failed(state: Check) -> GiveUp:
+    """The reason of a repair that cannot go on; what is wrong was said before."""
+    return GiveUp("Input/output error", filename=state.image.filename, errno=errno.EIO)
 
-    References are counted by `walk`, the stored refcounts compared by `compare`, COPIED flags by `check_copied`; repair.py
-    builds on these. Reads go to `file` directly: whoever caches tables writes them first, and drops them after a repair.
+
+class Check:
+    """One check of `image`; `repair` is "", "leaks" or "all".
+
+    References are counted by `walk`, the stored refcounts compared by `compare`; repair.py says in which order. Tables are
+    read from the file, whatever the image may have cached.
     """
 
-    def __init__(self, file: Node, header: Header, repair: str, result: CheckResult) -> None:
-        self.file = file
-        self.header = header
+    def __init__(self, image: Qcow2, repair: str, result: CheckResult) -> None:
+        self.image = image
+        self.file = image.file
+        header = self.header = image.header
         self.repair = repair
         self.result = result
         self.cluster_bits = header.cluster_bits
@@ -82,9 +88,16 @@ class Check:
         self.per_block = self.cluster_size * 8 >> self.order
         self.rebuild = False  # the refcount structures cannot be mended in place
         self.copied_certain = True  # every entry of the active tables has COPIED
-        self.mismatches = False
-        self.highest = -1  # the last cluster that is in use
+        self.corruptions = self.leaks = 0  # what the comparison found; the result has the rest until it is over
+        self.mismatches = 0
+        self.snapshots: list[Snapshot] = []
+        self.bitmaps: list[Bitmap] = []
+        self.snapshots_size = 0  # bytes of the snapshot table
+        self.snapshots_damaged = 0
+        self.highest = 0  # the last cluster that is in use
         self.first = True  # this is the walk that reports; those for further windows of the tally only count
+        self.guard: Optional[Overlap] = None  # of what a repair writes
+        self.quiet = False  # nothing is reported: it was before
         self.signalled = False
         self.findings = 0
         self.measure_file()
@@ -102,7 +115,7 @@ class Check:
         self.length = self.file.size + 511 & ~511
         clusters = -(-self.length // self.cluster_size)
         if clusters > MAX_CLUSTERS:
-            raise GiveUp("File too large", filename=self.file.filename, errno=errno.EFBIG)
+            raise GiveUp("File too large", filename=self.image.filename, errno=errno.EFBIG)
         self.clusters = clusters
 
     def read(self, offset: int, length: int) -> bytes:
@@ -112,6 +125,12 @@ class Check:
         inside = max(0, min(length, self.file.size - offset))
         data = self.file.pread(offset, inside) if inside else b""
         return data if inside == length else data.ljust(length, b"\0")
+
+    def write(self, offset: int, data: bytes, new: bool = False) -> None:
+        """Write to a place that the image has for it; only what is `new` may make the file longer."""
+        if not new and offset + len(data) > self.length:
+            raise GiveUp("Input/output error", filename=self.image.filename, errno=errno.EIO)
+        self.file.write_hosted(offset, memoryview(data))
 
     def read_refcount_table(self) -> None:
         """Read the refcount table, without the zeroes at its end."""
@@ -135,30 +154,25 @@ class Check:
 
     def corruption(self, message: str) -> None:
         """Report damage in a table, once."""
-        if self.first:
+        self.copied_certain = False
+        if self.first and not self.quiet:
             self.found(message)
 
     def found(self, message: str) -> None:
         """Report damage that is seen in one window of the tally only."""
+        if self.quiet:
+            return
         self.result.say(message)
         self.result.corruptions += 1
         self.findings += 1
         if self.findings > FINDINGS_MAX:
-            raise GiveUp("Too many damaged table entries", filename=self.file.filename, errno=errno.EIO)
+            raise GiveUp("Too many damaged table entries", filename=self.image.filename, errno=errno.EIO)
 
     def signal(self, message: str) -> None:
         """Say once that the image is corrupt, as an access to it would, and mark it if it is being repaired."""
-        if self.signalled:
-            return
-        self.signalled = True
-        if not self.repair:
-            self.result.say("qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed" % message)
-            return
-        self.result.say("qcow2: Marking image as corrupt: %s; further corruption events will be suppressed" % message)
-        if self.header.version >= 3:
-            self.header.incompatible_features |= CORRUPT
-            self.file.pwrite(72, self.header.incompatible_features.to_bytes(8, "big"))
-            self.file.flush()
+        if not self.signalled:
+            self.signalled = True
+            self.result.say(str(self.image.corrupt(message, fatal=bool(self.repair))))
 
     # -- counting ------------------------------------------------------------------------------------------------
 
@@ -178,21 +192,23 @@ class Check:
         """Count references to clusters that are known to lie in the file."""
         for cluster in self.tally.add(start, count):
             self.found("ERROR: overflow cluster offset=0x%x" % (cluster << self.cluster_bits))
-            self.result.say(_OVERFLOW_HINT)
+            if not self.quiet:
+                self.result.say(_OVERFLOW_HINT)
 
     def walk(self) -> None:
         """Count everything that the image refers to, in QEMU's order; the first walk also reports damage and counts clusters."""
-        from . import references
-
         header = self.header
         if self.first:
             self.result.total_clusters = -(-header.size // self.cluster_size)
             self.result.allocated_clusters = self.result.fragmented_clusters = self.result.compressed_clusters = 0
         self.count(0, self.cluster_size)
         self.walk_l1(header.l1_table_offset, header.l1_size, True)
-        references.walk_snapshots(self)
-        references.walk_encryption(self)
-        references.walk_bitmaps(self)
+        if self.snapshots or self.bitmaps or header.crypt_method:
+            from .references import walk_bitmaps, walk_encryption, walk_snapshots
+
+            walk_snapshots(self)
+            walk_encryption(self)
+            walk_bitmaps(self)
         self.count(header.refcount_table_offset, header.refcount_table_clusters * self.cluster_size)
         self.walk_refcount_blocks()
 
@@ -204,8 +220,6 @@ class Check:
             if entry & L1_RESERVED:
                 self.corruption("ERROR found L1 entry with reserved bits set: %x" % entry)
             l2_offset = entry & OFFSET_MASK
-            if not l2_offset:
-                continue
             self.count(l2_offset, self.cluster_size)
             if l2_offset & (self.cluster_size - 1):
                 self.corruption("ERROR l2_offset=%x: Table is not cluster aligned; L1 entry corrupted" % l2_offset)
@@ -213,7 +227,7 @@ class Check:
                 self.copied_certain = False
             seen = repeats.get(l2_offset, 0)
             if seen >= L2_REPEATS_MAX:
-                raise GiveUp("L2 table at %#x is in use too often" % l2_offset, filename=self.file.filename, errno=errno.EIO)
+                raise GiveUp("L2 table at %#x is in use too often" % l2_offset, filename=self.image.filename, errno=errno.EIO)
             if seen or len(repeats) < 65536:
                 repeats[l2_offset] = seen + 1
             self.walk_l2(l2_offset, active)
@@ -288,17 +302,18 @@ class Check:
             elif offset >> self.cluster_bits >= max(self.clusters, self.tally.total):
                 self._outside(index, offset)
             else:
-                self._count_block(index, offset)
+                self.count_block(index, offset)
 
     def _outside(self, index: int, offset: int) -> None:
         if self.repair != "all":
             self.corruption("ERROR refcount block %d is outside image" % index)
         elif self.first:
-            from .repair import grow_to_block
+            from .mend import grow_to_block
 
             grow_to_block(self, index, offset)
 
-    def _count_block(self, index: int, offset: int) -> None:
+    def count_block(self, index: int, offset: int) -> None:
+        """Count a refcount block that lies in the file."""
         self.count(offset, self.cluster_size)
         cluster = offset >> self.cluster_bits
         if self.tally.inside(cluster) and self.tally.count(cluster) != 1:
@@ -323,6 +338,10 @@ class Check:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[index] = found
         return found
+
+    def forget_blocks(self) -> None:
+        """Refcount blocks were written."""
+        self._blocks = {}
 
     def refcounts(self, start: int, count: int) -> array[int]:
         """Stored refcounts of a range of clusters. Raises OSError where they cannot be read."""
@@ -382,7 +401,7 @@ class Check:
 
     def _mismatch(self, cluster: int, stored: int, counted: int, edit: Optional[BlockEditor]) -> None:
         result = self.result
-        self.mismatches = True
+        self.mismatches += 1
         if not stored:
             self.rebuild = True
         leak = stored > counted
@@ -396,9 +415,9 @@ class Check:
             return
         result.say("%s cluster %d refcount=%d reference=%d" % ("Leaked" if leak else "ERROR", cluster, stored, counted))
         if leak:
-            result.leaks += 1
+            self.leaks += 1
         else:
-            result.corruptions += 1
+            self.corruptions += 1
 
     def _find_highest(self, indices: set[int], last: int, high: int) -> None:
         """Note the last cluster of the window that is in use or said to be."""

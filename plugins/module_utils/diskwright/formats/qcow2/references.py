@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import struct
 
+from ...errors import Corrupt
 from .check import GiveUp, big_array, is_zero
 from .header import (
     BITMAPS,
@@ -16,6 +17,7 @@ from .header import (
     EXT_BITMAPS,
     EXT_ENCRYPTION,
     L2_RESERVED,
+    MAX_BITMAP_DIRECTORY_SIZE,
     MAX_L1_SIZE,
     MAX_SNAPSHOT_EXTRA,
     MAX_SNAPSHOT_TABLE_SIZE,
@@ -29,14 +31,20 @@ from .header import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
-    from typing import Iterator
+    from typing import Iterator, Optional
 
     from .check import Check
+    from .header import Header
 
 MAX_BITMAP_TABLE = 0x8000000  # entries
+MAX_BITMAP_SIZE = 0x20000000  # bytes of a bitmap
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 _SNAPSHOT_EXTRA = 16  # bytes of extra data that version 3 demands
+_SNAPSHOT_EXTRA_KNOWN = 24  # bytes of extra data whose meaning is known
 _BITMAP = struct.Struct(">QIIBBHI")
+_IN_USE = 1
+_KNOWN_FLAGS = 7
+_BITMAP_RESERVED = 0xFF000000000001FE
 _CHUNK = 64 << 10
 
 
@@ -98,7 +106,7 @@ def _unaligned_entry(check: Check, table: int, index: int, entry: int, bitmap: i
     name = "Preallocated" if zero else "Data"
     text = "offset=%x: %s cluster is not properly aligned; L2 entry corrupted." % (entry & OFFSET_MASK, name)
     if zero and check.repair == "all":
-        from .repair import zero_entry
+        from .mend import zero_entry
 
         if check.first:
             check.result.say("Repairing " + text)
@@ -211,38 +219,133 @@ def snapshot_names(check: Check, snapshot: Snapshot) -> tuple[str, str]:
     return first, second
 
 
+def write_snapshots(check: Check) -> None:
+    """Write the snapshot table anew, at another place, with whole and not too long entries; then free the old one."""
+    from .mend import overlap_guard
+
+    image, header = check.image, check.header
+    table = b"".join(_mended(check, snapshot) for snapshot in check.snapshots)
+    old = header.snapshots_offset >> check.cluster_bits, -(-check.snapshots_size // check.cluster_size)
+    overlap_guard(check)
+    offset = 0
+    if table:
+        offset = image.refcounts.allocate_whole(-(-len(table) // check.cluster_size)) << check.cluster_bits
+        image.refcounts.write_back()
+        image.file.write_hosted(offset, memoryview(table))
+    image.file.flush()
+    header.nb_snapshots, header.snapshots_offset = len(check.snapshots), offset
+    image.update_record()
+    image.refcounts.give_back(*old)
+    image.refcounts.write_back()
+    image.file.flush()
+
+
+def _mended(check: Check, snapshot: Snapshot) -> bytes:
+    """A snapshot table entry with extra data of a size that is allowed."""
+    names_size = snapshot.id_size + snapshot.name_size
+    extra_size = snapshot.extra_size if snapshot.extra_size <= MAX_SNAPSHOT_EXTRA else _SNAPSHOT_EXTRA_KNOWN
+    at = snapshot.position + _SNAPSHOT.size
+    extra = bytearray(check.read(at, extra_size))
+    if len(extra) < _SNAPSHOT_EXTRA:
+        state_size = snapshot.fields[32:36] if len(extra) < 8 else b""
+        extra += bytes(4) + state_size if state_size else b""
+        extra += check.header.size.to_bytes(8, "big")
+    names = check.read(at + snapshot.extra_size, names_size)
+    data = snapshot.fields[:36] + len(extra).to_bytes(4, "big") + bytes(extra) + names
+    return data + bytes(-len(data) % 8)
+
+
 # -- bitmaps -------------------------------------------------------------------------------------------------------
+
+
+class Bitmap:
+    """An entry of the bitmap directory, as far as a check needs it."""
+
+    __slots__ = ("name", "table_offset", "table_size", "in_use")
+
+    def __init__(self, name: str, table_offset: int, table_size: int, in_use: bool) -> None:
+        self.name = name
+        self.table_offset = table_offset
+        self.table_size = table_size
+        self.in_use = in_use
+
+
+def bitmaps_extension(header: Header) -> Optional[BitmapsExtension]:
+    """The bitmaps extension, None where the image has none that counts."""
+    data = header.extension(EXT_BITMAPS)
+    if data is None or not header.autoclear_features & BITMAPS:
+        return None
+    return BitmapsExtension.unpack(data)
+
+
+def read_bitmaps(check: Check) -> list[Bitmap]:
+    """Read and verify the bitmap directory and tables. Raises Corrupt in QEMU's words: no image with broken bitmaps is opened."""
+    extension = bitmaps_extension(check.header)
+    if extension is None:
+        return []
+    if not extension.bitmap_directory_size:
+        raise _broken(check, "Requested bitmap directory size is zero")
+    if extension.bitmap_directory_size > MAX_BITMAP_DIRECTORY_SIZE:
+        raise _broken(check, "Requested bitmap directory size is too big")
+    position = extension.bitmap_directory_offset
+    end = position + extension.bitmap_directory_size
+    found: list[Bitmap] = []
+    while position < end:
+        if position + _BITMAP.size > end:
+            raise _broken(check, "Broken bitmap directory")
+        fields = _BITMAP.unpack(check.read(position, _BITMAP.size))
+        size = _BITMAP.size + fields[6] + fields[5] + 7 & ~7
+        if position + size > end:
+            raise _broken(check, "Broken bitmap directory")
+        if len(found) >= extension.nb_bitmaps:
+            raise _broken(check, "More bitmaps found than specified in header extension")
+        name = check.read(position + _BITMAP.size + fields[6], fields[5]).decode("utf-8", "surrogateescape")
+        if fields[6] or not _is_sound(check, *fields[:6]):
+            raise _broken(check, "Bitmap '%s' doesn't satisfy the constraints" % name)
+        found.append(Bitmap(name, fields[0], fields[1], bool(fields[2] & _IN_USE)))
+        position += size
+    if len(found) < extension.nb_bitmaps:
+        raise _broken(check, "Less bitmaps found than specified in header extension")
+    for bitmap in found:
+        if not bitmap.in_use:
+            for entry in _table_entries(check, bitmap):
+                if entry & _BITMAP_RESERVED or entry & OFFSET_MASK and (entry & 1 or entry & OFFSET_MASK & check.cluster_size - 1):
+                    raise _broken(check, "Could not read bitmap_table table from image for bitmap '%s': Invalid argument" % bitmap.name)
+    return found
+
+
+def _broken(check: Check, text: str) -> Corrupt:
+    name = check.image.filename
+    return Corrupt("Could not open '%s': %s" % (name, text), filename=name, errno=errno.EINVAL)
+
+
+def _is_sound(check: Check, offset: int, entries: int, flags: int, kind: int, granularity_bits: int, name_size: int) -> bool:
+    """Whether the numbers of a directory entry are inside their limits."""
+    if not offset or offset & check.cluster_size - 1 or offset >> 56 or not 0 < entries <= MAX_BITMAP_TABLE:
+        return False
+    if flags & ~_KNOWN_FLAGS or kind != 1 or not 9 <= granularity_bits <= 31 or not 0 < name_size <= 1023:
+        return False
+    size = entries * check.cluster_size
+    return size <= MAX_BITMAP_SIZE and (bool(flags & _IN_USE) or check.header.size <= size * 8 << granularity_bits)
+
+
+def _table_entries(check: Check, bitmap: Bitmap) -> Iterator[int]:
+    """The entries of a bitmap table that are not zero."""
+    length = bitmap.table_size * 8
+    for start in range(0, length, _CHUNK):
+        raw = check.read(bitmap.table_offset + start, min(_CHUNK, length - start))
+        if not is_zero(raw):
+            yield from filter(None, big_array(raw))
 
 
 def walk_bitmaps(check: Check) -> None:
     """Count the bitmap directory, the bitmap tables and the bitmaps' data."""
-    data = check.header.extension(EXT_BITMAPS)
-    if data is None or not check.header.autoclear_features & BITMAPS:
+    extension = bitmaps_extension(check.header)
+    if extension is None:
         return
-    extension = BitmapsExtension.unpack(data)
     check.count(extension.bitmap_directory_offset, extension.bitmap_directory_size)
-    for offset, entries in _bitmap_tables(check, extension):
-        check.count(offset, entries * 8)
-        for start in range(0, entries * 8, _CHUNK):
-            raw = check.read(offset + start, min(_CHUNK, entries * 8 - start))
-            if is_zero(raw):
-                continue
-            for entry in big_array(raw):
-                if entry & OFFSET_MASK:
-                    check.count(entry & OFFSET_MASK, check.cluster_size)
-
-
-def _bitmap_tables(check: Check, extension: BitmapsExtension) -> Iterator[tuple[int, int]]:
-    """(offset, entries) of the bitmap tables. Raises GiveUp for a directory that cannot be read."""
-    position = extension.bitmap_directory_offset
-    end = position + extension.bitmap_directory_size
-    for _index in range(extension.nb_bitmaps):
-        if position + _BITMAP.size > end:
-            raise GiveUp("Broken bitmap directory", errno=errno.EINVAL)
-        offset, entries, _flags, _kind, _granularity, name_size, extra_size = _BITMAP.unpack(check.read(position, _BITMAP.size))
-        position += _BITMAP.size + extra_size + name_size + 7 & ~7
-        if position > end:
-            raise GiveUp("Broken bitmap directory", errno=errno.EINVAL)
-        if entries > MAX_BITMAP_TABLE or offset & (check.cluster_size - 1) or offset >> 56:
-            raise GiveUp("Broken bitmap directory", errno=errno.EINVAL)
-        yield offset, entries
+    for bitmap in check.bitmaps:
+        check.count(bitmap.table_offset, bitmap.table_size * 8)
+        for entry in _table_entries(check, bitmap):
+            if entry & OFFSET_MASK:
+                check.count(entry & OFFSET_MASK, check.cluster_size)

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check and repair of a qcow2 image: `check` is what the driver calls (https://www.qemu.org/docs/master/interop/qcow2.html).
+"""The course of a check and of a repair of a qcow2 image (https://www.qemu.org/docs/master/interop/qcow2.html).
 
 At every moment of a repair the image is at most as damaged as it was: refcounts go straight to what was counted, new refcount
 structures are complete and flushed before the header names them, and what they replace is freed after that.
@@ -9,83 +9,166 @@ structures are complete and flushed before the header names them, and what they 
 from __future__ import annotations
 
 import errno
-from array import array
 
-from ... import kernels
 from ...check import CheckResult
 from ...errors import Error
-from .check import MAX_CLUSTERS, MAX_FILE_OFFSET, Check, GiveUp, big_array
-from .header import CORRUPT, DIRTY, MAX_REFCOUNT_TABLE_SIZE, REFCOUNT_TABLE_MASK, ZERO, Header
+from .check import Check, GiveUp, failed
+from .header import BITMAPS, CORRUPT, DIRTY, EXT_BITMAPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
-
-    from ...node import Node
-
-_INCOMPATIBLE = 72  # offset of incompatible_features in the header
-_REFCOUNT_TABLE = 48  # offset of refcount_table_offset and refcount_table_clusters
-_GROWTH_MAX = 1 << 30  # bytes by which a file grows to take in a refcount block that lies behind its end
-_FREED_MAX = 4096  # runs of freed clusters that are given back to the host
+    from .image import Qcow2
 
 
-def check(file: Node, header: Header, repair: str = "") -> CheckResult:
-    """Check the qcow2 image in `file`; with `repair` "leaks" or "all" mend what it finds.
+def check(image: Qcow2, repair: str = "") -> CheckResult:
+    """Check `image`; with `repair` "leaks" or "all" mend what it finds, in QEMU's steps and words.
 
-    Works on the file, without anybody's caches: the caller writes its tables before, and reads them anew after a repair, as it
-    does `header`, whose fields this changes. Raises OSError as the host does; every damage ends up in the result.
+    Whatever `image` has cached must have been written; after a repair it is dropped. Damage ends up in the result, which has
+    a `failure` where the check had to be given up. Raises OSError as the host does.
     """
     result = CheckResult()
     try:
-        state = Check(file, header, repair, result)
-        _check(state)
+        _check(Check(image, repair, result))
     except GiveUp as exc:
         result.failure = exc
+    finally:
+        if repair:
+            image.forget_metadata()
     return result
 
 
-def repair_dirty(file: Node, header: Header) -> CheckResult:
+def repair_dirty(image: Qcow2) -> CheckResult:
     """Repair an image whose dirty bit is set, before it is written to. Raises Error if it cannot be made consistent."""
-    result = check(file, header, "all")
+    result = check(image, "all")
     if result.failure is not None or result.check_errors or result.corruptions:
-        raise Error("Could not repair dirty image: Input/output error", filename=file.filename, errno=errno.EIO)
+        raise Error("Could not repair dirty image: Input/output error", filename=image.filename, errno=errno.EIO)
     return result
 
 
 def _check(state: Check) -> None:
     from .copied import check_copied
-    from .references import read_snapshots
 
     result, repair = state.result, state.repair
-    state.snapshots = read_snapshots(state)
+    header = state.header
+    if header.autoclear_features & BITMAPS and header.extension(EXT_BITMAPS) is not None:
+        from .references import read_bitmaps
+
+        state.bitmaps = read_bitmaps(state)
+    if header.nb_snapshots:
+        from .references import read_snapshots
+
+        state.snapshots = read_snapshots(state)
     _count_and_compare(state)
     if repair:
         if state.rebuild and repair == "all":
             _rebuild(state)
         elif state.rebuild:
             result.say("ERROR need to rebuild refcount structures")
-            raise GiveUp("Input/output error", filename=state.file.filename, errno=errno.EIO)
-        elif state.mismatches:
+            raise failed(state)
+        elif state.corruptions or state.leaks or result.corruptions or result.leaks:
             _compare_again(state)
-    check_copied(state, repair == "all" or repair == "leaks" and result.clean)
+    result.leaks += state.leaks
+    result.corruptions += state.corruptions
     result.image_end_offset = (state.highest + 1) << state.cluster_bits
+    check_copied(state, repair == "all" or repair == "leaks" and result.clean)
     _finish_snapshots(state)
-    if repair and result.clean_but_leaks:
+    if repair and not result.check_errors and not result.corruptions:
         _clear_bits(state)
 
 
 def _count_and_compare(state: Check) -> None:
     """Count all references and compare, window by window, without mending."""
-    state.first, state.highest, state.mismatches = True, -1, False
+    state.first = True
+    _restart(state)
     while True:
         state.walk()
-        if state.first:
-            state.before = (state.result.corruptions, state.result.leaks)
         state.compare()
         state.first = False
         if not state.tally.advance():
             return
 
 
+def _restart(state: Check) -> None:
+    """Forget what earlier comparisons found."""
+    state.highest = state.result.check_errors = 0
+    state.corruptions = state.leaks = state.mismatches = 0
+
+
 def _compare_again(state: Check) -> None:
     """Compare once more, and mend."""
+    from .mend import BlockEditor
+
+    _restart(state)
+    state.quiet = True
+    if state.tally.low:
+        state.tally = state.new_tally()
+        state.walk()
+    edit = BlockEditor(state)
+    while True:
+        state.compare(edit)
+        if not state.tally.advance():
+            break
+        state.walk()
+    state.quiet = False
+    edit.close()
+
+
+# -- rebuilding ----------------------------------------------------------------------------------------------------
+
+
+def _rebuild(state: Check) -> None:
+    """Write new refcount structures, then check again and free what they replaced."""
+    from .mend import BlockEditor
+    from .rebuild import rebuild_structures
+
+    result = state.result
+    before = (result.corruptions + state.corruptions, result.leaks + state.leaks)
+    result.say("Rebuilding refcount structure")
+    rebuild_structures(state)
+    state.rebuild = False
+    result.corruptions = result.leaks = result.check_errors = 0
+    fixed = result.leaks_fixed, result.corruptions_fixed
+    state.measure_file()
+    state.read_refcount_table()
+    state.tally = state.new_tally()
+    state.first = True
+    _restart(state)
+    edit = BlockEditor(state)
+    while True:
+        state.walk()
+        state.compare(edit)
+        state.first = False
+        if not state.tally.advance():
+            break
+    edit.close()
+    if state.rebuild:
+        result.say("ERROR rebuilt refcount structure is still broken")
+    result.leaks_fixed, result.corruptions_fixed = fixed
+    result.corruptions_fixed += max(0, before[0] - result.corruptions - state.corruptions)
+    result.leaks_fixed += max(0, before[1] - result.leaks - state.leaks)
+
+
+# -- the end of a repair -------------------------------------------------------------------------------------------
+
+
+def _finish_snapshots(state: Check) -> None:
+    """Write a mended snapshot table, and count what was or is wrong with the old one."""
+    result = state.result
+    if not state.snapshots_damaged:
+        return
+    if state.repair == "all" and not result.check_errors:
+        from .references import write_snapshots
+
+        write_snapshots(state)
+        result.corruptions_fixed += state.snapshots_damaged
+    else:
+        result.corruptions += state.snapshots_damaged
+
+
+def _clear_bits(state: Check) -> None:
+    """The image is consistent: it is neither dirty nor corrupt any more."""
+    header = state.header
+    if header.version >= 3 and header.incompatible_features & (DIRTY | CORRUPT):
+        state.file.flush()
+        header.incompatible_features &= ~(DIRTY | CORRUPT)
+        state.image.update_record()

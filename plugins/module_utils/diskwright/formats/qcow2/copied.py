@@ -1,0 +1,104 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""COPIED flags of the active tables against the stored refcounts (https://www.qemu.org/docs/master/interop/qcow2.html#l1-table)."""
+
+from __future__ import annotations
+
+from array import array
+
+from ... import kernels
+from ...kernels.contract import COPIED as COPIED_KIND
+from .check import Check, big_array, is_zero
+from .header import COMPRESSED, COPIED, OFFSET_MASK
+from .mend import write_guarded
+from .overlap import ACTIVE_L1, ACTIVE_L2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+_HAS_OFFSET = 2
+
+
+def check_copied(state: Check, mend: bool) -> None:
+    """An entry has COPIED if and only if the refcount of its cluster is 1; with `mend` make it so.
+
+    Raises GiveUp where a table that would have to be written lies on other metadata.
+    """
+    if state.copied_certain and not state.mismatches and not state.tally.shared and not state.result.check_errors:
+        return  # all have the flag, and nothing is in use twice
+    header = state.header
+    for index, entry in state.l1_entries(header.l1_table_offset, header.l1_size):
+        offset = entry & OFFSET_MASK
+        if not offset:
+            continue
+        refcount = _refcount(state, offset >> state.cluster_bits)
+        if refcount is not None and (refcount == 1) != bool(entry & COPIED):
+            _report(state, mend, "OFLAG_COPIED L2 cluster: l1_index=%d l1_entry=%x refcount=%d" % (index, entry, refcount))
+            if mend:
+                write_guarded(state, header.l1_table_offset + 8 * index, (entry ^ COPIED).to_bytes(8, "big"), ACTIVE_L1, "")
+        _check_l2(state, offset, mend)
+    if mend:
+        state.file.flush()
+
+
+def _report(state: Check, mend: bool, text: str) -> None:
+    if mend:
+        state.result.say("Repairing " + text)
+        state.result.corruptions_fixed += 1
+    else:
+        state.result.say("ERROR " + text)
+        state.result.corruptions += 1
+
+
+def _refcount(state: Check, cluster: int) -> Optional[int]:
+    """The stored refcount; None if it cannot be read."""
+    try:
+        return state.refcounts(cluster, 1)[0]
+    except OSError:
+        return None
+
+
+def _check_l2(state: Check, offset: int, mend: bool) -> None:
+    raw = state.read(offset, state.cluster_size)
+    if is_zero(raw):
+        return
+    entries = state.split(raw)[0]
+    if _runs_agree(state, entries):
+        return
+    words = big_array(entries)
+    changed = []
+    for index, entry in enumerate(words):
+        if entry & COMPRESSED or not entry & OFFSET_MASK:
+            continue
+        refcount = _refcount(state, (entry & OFFSET_MASK) >> state.cluster_bits)
+        if refcount is not None and (refcount == 1) != bool(entry & COPIED):
+            _report(state, mend, "OFLAG_COPIED data cluster: l2_entry=%x refcount=%d" % (entry, refcount))
+            changed.append((index, entry ^ COPIED))
+    if not mend or not changed:
+        return
+    width = 16 if state.extended else 8
+    table = bytearray(raw)
+    for index, entry in changed:
+        table[index * width : index * width + 8] = entry.to_bytes(8, "big")
+    write_guarded(state, offset, bytes(table), ACTIVE_L2, "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error")
+
+
+def _runs_agree(state: Check, entries: bytes) -> bool:
+    """Whether the flags of all runs of a table are right; False also if that cannot be told by runs."""
+    total = len(entries) // 8
+    for _index, count, kind, value in kernels.l2_runs(entries, 0, total, state.cluster_size, False, total):
+        if not kind & _HAS_OFFSET:
+            continue
+        if value & state.cluster_size - 1:
+            return False
+        try:
+            stored = state.refcounts(value >> state.cluster_bits, count)
+        except OSError:
+            return False
+        if kind & COPIED_KIND:
+            if stored.tobytes() != array("Q", [1]).tobytes() * count:
+                return False
+        elif 1 in stored:
+            return False
+    return True

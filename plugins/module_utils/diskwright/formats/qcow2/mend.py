@@ -1,0 +1,132 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the repair of a qcow2 image writes in place (https://www.qemu.org/docs/master/interop/qcow2.html)."""
+
+from __future__ import annotations
+
+from ... import kernels
+from .check import MAX_CLUSTERS, MAX_FILE_OFFSET, Check, failed
+from .header import REFCOUNT_TABLE_MASK, ZERO
+from .overlap import ACTIVE_L2, INACTIVE_L1, INACTIVE_L2, NAMES, SNAPSHOT_TABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .overlap import Overlap
+
+_GROWTH_MAX = 1 << 30  # bytes by which a file grows to take in a refcount block that lies behind its end
+_FREED_MAX = 4096  # runs of freed clusters that are given back to the host
+
+
+def overlap_guard(state: Check) -> Overlap:
+    """The image's guard of metadata, as the file is now and but for snapshots, whose table may be what is being mended."""
+    state.image.forget_metadata()
+    guard = state.image.overlap
+    guard.mask &= ~(SNAPSHOT_TABLE | INACTIVE_L1 | INACTIVE_L2)
+    return guard
+
+
+def find_overlap(state: Check, offset: int, length: int, ignore: int) -> int:
+    """The structure, not in the mask `ignore`, that a write would hit; 0 for none."""
+    if state.guard is None:
+        state.guard = overlap_guard(state)
+    found = state.guard.find(offset, length, ignore)
+    if found:
+        return found
+    ranges = [(SNAPSHOT_TABLE, state.header.snapshots_offset, state.snapshots_size)]
+    ranges.extend((INACTIVE_L1, snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in state.snapshots)
+    for kind, start, size in ranges:
+        if size and not kind & ignore and start < offset + length and offset < start + size:
+            return kind
+    return 0
+
+
+def write_guarded(state: Check, offset: int, data: bytes, ignore: int, complaint: str) -> None:
+    """Write into a mapping table. Raises GiveUp, having said why, where that would hit other metadata."""
+    kind = find_overlap(state, offset, len(data), ignore)
+    if kind:
+        state.signal("Preventing invalid write on metadata (overlaps with %s)" % NAMES[kind])
+        if complaint:
+            state.result.say(complaint)
+        raise failed(state)
+    state.write(offset, data)
+
+
+def zero_entry(state: Check, table: int, index: int, bitmap: int) -> None:
+    """Make an L2 entry read as zeroes without a cluster."""
+    ignore = ACTIVE_L2 | INACTIVE_L2
+    if state.extended:
+        data = bytes(8) + (bitmap & 0xFFFFFFFF00000000).to_bytes(8, "big")
+        write_guarded(state, table + index * 16, data, ignore, "ERROR: Overlap check failed")
+    else:
+        write_guarded(state, table + index * 8, ZERO.to_bytes(8, "big"), ignore, "ERROR: Overlap check failed")
+
+
+class BlockEditor:
+    """Writes mended refcounts, a block at a time, and gives freed clusters back to the host."""
+
+    def __init__(self, state: Check) -> None:
+        self.state = state
+        self._edits: dict[int, int] = {}
+        self._freed: list[tuple[int, int]] = []
+
+    def set(self, cluster: int, refcount: int) -> None:
+        """Give a cluster of the block at hand another refcount."""
+        self._edits[cluster] = refcount
+        if not refcount:
+            if self._freed and sum(self._freed[-1]) == cluster:
+                self._freed[-1] = (self._freed[-1][0], self._freed[-1][1] + 1)
+            elif len(self._freed) < _FREED_MAX:
+                self._freed.append((cluster, 1))
+
+    def finish(self, index: int) -> None:
+        """Write block number `index`. Raises Corrupt if it lies on other metadata."""
+        if not self._edits:
+            return
+        state = self.state
+        offset = state.reftable[index] & REFCOUNT_TABLE_MASK
+        values = kernels.refcounts_unpack(state.read(offset, state.cluster_size), state.order, 0, state.per_block)
+        for cluster, refcount in self._edits.items():
+            values[cluster - index * state.per_block] = refcount
+        self._edits = {}
+        state.write(offset, kernels.refcounts_pack(values, state.order))
+        state.forget_blocks()
+
+    def close(self) -> None:
+        """Bring the refcounts to the disk, then let the host have the freed clusters."""
+        state = self.state
+        state.file.flush()
+        if state.corruptions or state.result.corruptions:
+            return  # what is free by the tables as they are may still be of use to somebody
+        size = state.file.size
+        for start, count in self._freed:
+            offset = start << state.cluster_bits
+            length = min(count << state.cluster_bits, size - offset)
+            if length > 0:
+                state.file.pdiscard(offset, length)
+
+
+def grow_to_block(state: Check, index: int, offset: int) -> None:
+    """A refcount block lies behind the end of the file: let the file reach it, or have the refcounts rebuilt without it."""
+    result = state.result
+    result.say("Repairing refcount block %d is outside image" % index)
+    end = offset + state.cluster_size
+    reason = ""
+    if end > MAX_FILE_OFFSET:
+        reason = "Invalid argument"
+        if not offset >> 63:
+            result.say("qemu-img: offset(%d) exceeds maximum(%d)" % (end, MAX_FILE_OFFSET))
+            reason = "Input/output error"
+    elif end >> state.cluster_bits > MAX_CLUSTERS:
+        reason = "Invalid argument"
+    elif end - state.length > _GROWTH_MAX:
+        reason = "File too large"
+    else:
+        state.file.truncate(end)
+        state.measure_file()
+        state.tally.total = max(state.tally.total, state.clusters)
+        result.corruptions_fixed += 1
+        state.count_block(index, offset)
+        return
+    result.say("ERROR could not resize image: %s" % reason)
+    result.corruptions += 1
+    state.rebuild = True
