@@ -43,9 +43,11 @@ class Qcow2(Format):
 
     def __init__(self, options: Qcow2Options, flags: OpenFlags) -> None:
         super().__init__(options, flags)
-        header = self.header = read_header(self.file)
+        header = self.header = read_header(self.file, flags.check)
+        if not header.refcount_table_clusters and not flags.check:
+            raise Corrupt("Image does not contain a reference count table", errno=22)
         check_options(options, header)
-        self._size = header.size
+        self._size = header.size // 512 * 512  # as QEMU, which counts sectors
         self.cluster_size = self.allocation_unit = header.cluster_size
         self.dirty = bool(header.incompatible_features & layout.DIRTY)
         self.encrypted = bool(header.crypt_method)
@@ -150,11 +152,11 @@ class Qcow2(Format):
 
     def corrupt(self, what: str, fatal: bool = True) -> Corrupt:
         """The error for a broken image, in QEMU's words; marks a writable image as corrupt unless not `fatal`."""
-        if self.read_only or not fatal or self.header.version < 3:
+        if self.read_only or not fatal:
             return Corrupt(
                 "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed" % what, filename=self.filename, errno=EIO
             )
-        if not self.header.incompatible_features & layout.CORRUPT:
+        if self.header.version >= 3 and not self.header.incompatible_features & layout.CORRUPT:
             self.header.incompatible_features |= layout.CORRUPT
             self.update_record()
         return Corrupt(
@@ -200,6 +202,16 @@ class Qcow2(Format):
         from .compressed import write_compressed
 
         write_compressed(self, offset, view)
+
+    def _encode(self, view: memoryview) -> Optional[bytes]:
+        from .compressed import encode
+
+        return encode(self, view)
+
+    def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
+        from .compressed import write_encoded
+
+        write_encoded(self, offset, view, encoded)
 
     def _truncate(self, size: int, preallocation: str) -> None:
         from .resize import resize
