@@ -72,11 +72,21 @@ def write_compressed(image: Qcow2, offset: int, view: memoryview) -> None:
 
     Only the last cluster of the image may be short. Raises Error (EINVAL) for anything but one cluster.
     """
+    write_encoded(image, offset, view, encode(image, view))
+
+
+def encode(image: Qcow2, view: memoryview) -> bytes:
+    """A cluster compressed; a short one is filled up with zeroes."""
+    missing = image.cluster_size - len(view)
+    whole = memoryview(bytes(view) + bytes(missing)) if missing > 0 else view
+    return (zstd_compress if image.header.compression_type == ZSTD else deflate)(whole)
+
+
+def write_encoded(image: Qcow2, offset: int, view: memoryview, stored: bytes) -> None:
+    """The second half of write_compressed, when `stored` is what encode made of `view`."""
     size = image.cluster_size
     if offset % size or len(view) != size and (len(view) > size or offset + len(view) != image.size):
         raise Error("compressed writes need whole clusters", filename=image.filename, offset=offset, errno=22)
-    whole = view if len(view) == size else memoryview(bytes(view) + bytes(size - len(view)))
-    stored = (zstd_compress if image.header.compression_type == ZSTD else deflate)(whole)
     if len(stored) >= size:
         image.pwrite(offset, view)
         return
