@@ -17,7 +17,7 @@ from .options import flatten, nest, parse_value, opt, split_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence
 
     from .node import Reference
 
@@ -73,14 +73,26 @@ class OpenPolicy:
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
 
 
+PROBED_RAW = (
+    "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+    "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"
+    "         Specify the 'raw' format explicitly to remove the restrictions."
+)
 _GENERIC = ("node-name", "read-only", "auto-read-only", "force-share", "detect-zeroes", "discard", "active")
 
 
 class Graph:
     """A set of nodes opened under one policy, with the objects (secrets, throttle groups) that they refer to by id."""
 
-    def __init__(self, policy: Optional[OpenPolicy] = None, objects: Optional[Mapping[str, Any]] = None) -> None:
+    def __init__(
+        self,
+        policy: Optional[OpenPolicy] = None,
+        objects: Optional[Mapping[str, Any]] = None,
+        warn: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        """`warn` is called with what a person should know about an image that could be opened all the same."""
         self.policy = policy or OpenPolicy()
+        self.warn = warn
         self.objects = dict(objects or {})
         self.named: dict[str, Node] = {}
 
@@ -95,12 +107,10 @@ class Graph:
             if format is not None:
                 if spec.get("driver", format) != format:
                     raise OptionError("Driver specified twice")
-                if format in drivers.PROTOCOLS and isinstance(spec.get("file"), dict):
-                    spec = spec["file"]
-                spec = {**spec, "driver": format}
+                spec = with_driver(spec, format)
             return self.open_spec(spec, flags or OpenFlags())
         except Error as exc:
-            raise _prefixed("Could not open '%s': " % filename, exc, filename) from exc
+            raise prefixed("Could not open '%s': " % filename, exc, filename) from exc
         except OSError as exc:
             raise Error("Could not open '%s': %s" % (filename, exc.strerror or exc), filename=filename, errno=exc.errno) from exc
 
@@ -122,6 +132,11 @@ class Graph:
             for child in reversed(opened):
                 child.abandon()
             raise
+        if self.warn is not None:
+            if node.probed and node.driver == "raw" and not node.read_only:
+                self.warn(PROBED_RAW % node.filename)
+            if spec.get("backing") == "":
+                self.warn('Use of "backing": "" is deprecated; use "backing": null instead')
         if name is not None:
             self.named[name] = node
         return node
@@ -194,7 +209,7 @@ class Graph:
         try:
             spec = parse_filename(resolved)
             if reference.format:
-                spec = {"driver": reference.format, **spec}
+                spec = with_driver(spec, reference.format)
             self.policy.admit(node, reference, spec)
             if len(chain) >= self.policy.max_chain:
                 raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
@@ -204,7 +219,7 @@ class Graph:
         except Denied:
             raise
         except Error as exc:
-            raise _prefixed("Could not open %s file: " % reference.role, exc, node.filename) from exc
+            raise prefixed("Could not open %s file: " % reference.role, exc, node.filename) from exc
         except OSError as exc:
             raise Error(
                 "Could not open %s file: Could not open '%s': %s" % (reference.role, resolved, exc.strerror or exc),
@@ -238,6 +253,14 @@ def parse_filename(filename: str) -> dict[str, Any]:
         return {"file": {"driver": _file_driver(filename), "filename": filename}}
     cls = drivers.lookup_protocol(protocol)
     return {"file": {"driver": protocol, **cls.parse_name(filename)}}
+
+
+def with_driver(spec: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """`spec`, as parse_filename gives it, with a driver on top of it; a protocol takes the place of the file's."""
+    inner = spec.get("file")
+    if format in drivers.PROTOCOLS and isinstance(inner, dict) and "driver" not in spec:
+        spec = inner
+    return {**spec, "driver": format}
 
 
 def _as_protocol(spec: Any) -> Any:
@@ -288,11 +311,13 @@ def parse_image_opts(text: str) -> dict[str, Any]:
 
 def resolve_name(node: Node, name: str) -> str:
     """A stored name as seen from the working directory: relative ones are relative to the image that stores them."""
+    return join_name(local_path(node) if node.filename.startswith("json:") else node.filename, name)
+
+
+def join_name(base: str, name: str) -> str:
+    """`name` as it is, or beside the file `base` if it is a relative path."""
     if not name or name.startswith("/") or name.startswith("json:") or protocol_prefix(name) is not None:
         return name
-    base = node.filename
-    if base.startswith("json:"):
-        base = local_path(node)
     return base[: base.rfind("/") + 1] + name
 
 
@@ -306,15 +331,16 @@ def local_path(node: Node) -> str:
 
 def identity(node: Node) -> Any:
     """What tells the file below `node` from all others (device and inode, or the name); None where nothing does."""
-    return _identity_of_path(local_path(node))
+    return identity_of_path(local_path(node))
 
 
 def _identity_of_spec(spec: Mapping[str, Any]) -> Any:
     inner = spec.get("file", spec)
-    return _identity_of_path(str(inner.get("filename", ""))) if isinstance(inner, dict) else None
+    return identity_of_path(str(inner.get("filename", ""))) if isinstance(inner, dict) else None
 
 
-def _identity_of_path(path: str) -> Any:
+def identity_of_path(path: str) -> Any:
+    """Device and inode of the file at `path`, None where there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -375,7 +401,7 @@ def _boolean(value: Any, key: str) -> bool:
     return bool(parse_value(field, value, key))
 
 
-def _prefixed(prefix: str, exc: Error, filename: str) -> Error:
+def prefixed(prefix: str, exc: Error, filename: str) -> Error:
     """The same error with more context in front; its class and its details stay."""
     again = type(exc).__new__(type(exc))
     Error.__init__(again, prefix + str(exc), filename=exc.filename or filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)

@@ -183,6 +183,7 @@ class Hooks:
     supports_backing: ClassVar[bool] = False
     supports_compression: ClassVar[bool] = False
     creatable: ClassVar[bool] = False
+    plain: ClassVar[bool] = False  # of a format: creating the file is all there is to creating an image
     strong_options: ClassVar[tuple[str, ...]] = ()  # they decide which bytes the node shows, so its json: name has them
 
     allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised

@@ -85,10 +85,12 @@ class Options:
     """Base of option records.
 
     `fields` maps the keys that users write (in order of declaration) to their declarations. `DASHES` says that an
-    attribute a_b is written a-b (runtime options); creation options keep the underscore.
+    attribute a_b is written a-b (runtime options); creation options keep the underscore. Creation options are declared in the
+    order in which QEMU announces them.
     """
 
     DASHES: ClassVar[bool] = True
+    SHOWN: ClassVar[tuple[str, ...]] = ()  # creation options that are announced even with their default
     fields: ClassVar[dict[str, Field]] = {}
     _by_key: ClassVar[dict[str, Field]] = {}
 

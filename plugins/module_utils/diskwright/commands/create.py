@@ -4,14 +4,24 @@
 
 from __future__ import annotations
 
+from ..errors import Error, OptionError
+from ..graph import Graph, identity, identity_of_path, join_name, parse_filename, prefixed, with_driver
+from ..node import OpenFlags
 from . import spec
+from .creation import CreationOptions, creatable
 from .spec import FLAG, VALUE, Command, Option, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..graph import OpenPolicy
+    from ..node import Node
     from .ui import UI
+
+SECTOR = 512  # sizes are rounded up to a multiple of it
+LOOP = "Error: Trying to create an image with the same filename as the backing file"
+UNKNOWN = (1 << 64) - 1  # a size that QEMU takes for none
 
 COMMAND = Command(
     "create",
@@ -67,6 +77,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         backing_unsafe="backing_unsafe" in given,
         objects=given.objects,
         announce=ui.say,
+        warn=ui.caution,
     )
     return 0
 
@@ -81,12 +92,107 @@ def create(
     backing_format: Optional[str] = None,
     backing_unsafe: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
+    policy: Optional[OpenPolicy] = None,
     announce: Optional[Callable[[str], None]] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> None:
     """Make the image `filename` of `size` bytes (rounded up to 512), or of its backing image's size.
 
     `options` are the format's, "k=v,k2=v2" in QEMU's grammar. `announce` is called with the line "Formatting ...\n" once
-    the options are known to be good and before anything is written. Raises Error (its text begins with the file name)
-    or OSError.
+    the options are known to be good and before anything is written. Raises Error (its text begins with the file name);
+    what was begun is removed then.
     """
-    raise NotImplementedError
+    try:
+        own, protocol = creatable(format, filename)
+        chosen = CreationOptions(own, protocol, options)
+        _set_given(chosen, size, backing, backing_format)
+        _look_at_backing(chosen, filename, backing_unsafe, Graph(policy, objects, warn))
+        if announce is not None:
+            announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
+        chosen.set("size", -(-chosen.values["size"] // SECTOR) * SECTOR)
+        _write(filename, own, protocol, *chosen.records())
+    except Error as error:
+        raise prefixed("%s: " % filename, error, filename) from error
+    except OSError as error:
+        raise Error("%s: %s" % (filename, error.strerror or error), filename=filename, errno=error.errno) from error
+
+
+def _set_given(chosen: CreationOptions, size: Optional[int], backing: Optional[str], backing_format: Optional[str]) -> None:
+    """Add to the options what was given besides them."""
+    if size is not None:
+        if "size" in chosen.values:
+            raise OptionError("The image size must be specified only once")
+        chosen.set("size", size)
+    for key, value, what in (("backing_file", backing, "file"), ("backing_fmt", backing_format, "file format")):
+        if value is not None:
+            if chosen.field(key) is None:
+                raise OptionError("Backing %s not supported for file format '%s'" % (what, chosen.own.driver))
+            chosen.set(key, value)
+
+
+def _look_at_backing(chosen: CreationOptions, filename: str, unsafe: bool, graph: Graph) -> None:
+    """Open the backing file, unless told not to, to see that it is there; settle the size, and refuse a loop."""
+    name: Optional[str] = chosen.values.get("backing_file")
+    format: Optional[str] = chosen.values.get("backing_fmt")
+    size: Optional[int] = chosen.values.get("size")
+    if size == UNKNOWN:
+        size = None
+    if name is not None:
+        if not name:
+            raise OptionError("Expected backing file name, got empty string")
+        own = identity_of_path(filename)
+        full = join_name(filename, name)
+        if name == filename or own is not None and own == identity_of_path(full):
+            raise OptionError(LOOP)
+        hint = None
+        if not unsafe:
+            found, length, files = _open_backing(graph, full, format)
+            if own is not None and own in files:
+                raise OptionError(LOOP)
+            size = length if size is None else size
+            hint = "Detected format of %s." % found
+        if format is None:
+            raise OptionError("Backing file specified without backing format", hint=hint)
+    if size is None:
+        raise OptionError("Image creation needs a size parameter")
+    chosen.set("size", size)
+
+
+def _open_backing(graph: Graph, name: str, format: Optional[str]) -> tuple[str, int, list[Any]]:
+    """The format and the size of the backing image, and the identities of the files in its chain."""
+    try:
+        described = parse_filename(name)
+        if format is not None:
+            described = with_driver(described, format)
+        with graph.open_spec(described, OpenFlags(no_io=True)) as node:
+            return node.driver, node.size, [identity(layer) for layer in node.layers()]
+    except Error as error:
+        hint = "Could not open backing image."
+        raise Error(str(error), filename=error.filename, errno=error.errno, hint=(error.hint + "\n" if error.hint else "") + hint) from error
+
+
+def _write(filename: str, own: type[Node], protocol: type[Node], own_options: Any, protocol_options: Any) -> None:
+    """Make the file, then the image in it; take the file away again if that fails."""
+    described = parse_filename(filename)["file"]
+    path = str(described.get("filename", filename))
+    protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
+    if own.leaf:
+        return
+    try:
+        with Graph().open_spec(described, OpenFlags(writable=True, resize=True)) as file:
+            own.create(file, own_options)
+    except BaseException:
+        _remove(path)
+        raise
+
+
+def _remove(path: str) -> None:
+    """Remove a regular file that is not wanted any more."""
+    import os
+    import stat
+
+    try:
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            os.unlink(path)
+    except OSError:
+        return

@@ -13,10 +13,12 @@ from .spec import FLAG, Command, Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence
 
     from ..node import Node, Snapshot
     from .ui import UI
+
+SECTOR = 512  # QEMU counts sizes in these
 
 COMMAND = Command(
     "info",
@@ -48,6 +50,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         backing_chain="backing_chain" in given,
         force_share="force_share" in given,
         objects=given.objects,
+        warn=ui.caution,
     )
     if given.get("output") == "json":
         from ..json_text import dumps
@@ -91,7 +94,7 @@ class ImageInfo:
         self.filename = node.filename
         self.format = node.driver
         self.is_protocol = node.leaf
-        self.virtual_size = node.size
+        self.virtual_size = -(-node.size // SECTOR) * SECTOR  # of a file too
         self.actual_size = node.disk_size()
         self.dirty = node.dirty
         self.cluster_size = node.cluster_size
@@ -145,6 +148,7 @@ def info(
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> list[ImageInfo]:
     """Describe the image `filename` (image options if `image_opts`): one record, or with `backing_chain` one for each
     image from the top to the last backing file.
@@ -157,7 +161,7 @@ def info(
     records: list[ImageInfo] = []
     seen: set[Any] = set()
     while True:
-        graph = Graph(policy, objects)
+        graph = Graph(policy, objects, warn)
         with graph.open(filename, format, flags, image_opts) as node:
             own = identity(node)
             if own is not None and own in seen:

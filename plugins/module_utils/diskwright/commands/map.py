@@ -12,7 +12,7 @@ from .spec import VALUE, Command, Option, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, Mapping, Optional, Sequence
+    from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
     from ..extent import Extent
     from ..graph import OpenPolicy
@@ -65,6 +65,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         length=given.get("max_length"),
         force_share="force_share" in given,
         objects=given.objects,
+        warn=ui.caution,
     )
     return _print_json(extents, ui) if given.get("output") == "json" else _print_human(extents, ui)
 
@@ -129,13 +130,14 @@ def map_image(
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> Iterator[MapEntry]:
     """The runs of the image `filename` in [start, start + length), in bytes, as qemu-img map --output=json lists them.
 
     A range that is empty or lies behind the end gives one empty entry. The image stays open while the iterator is in use.
     Raises Error or OSError: those of opening at once, later ones where they occur.
     """
-    node = Graph(policy, objects).open(filename, format, OpenFlags(force_share=force_share), image_opts)
+    node = Graph(policy, objects, warn).open(filename, format, OpenFlags(force_share=force_share), image_opts)
     return _entries(node, start, node.size if length is None else min(node.size, start + length))
 
 

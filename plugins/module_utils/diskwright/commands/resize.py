@@ -6,17 +6,25 @@ from __future__ import annotations
 
 from ..getopt import Parser
 from ..units import parse_size_option
+from ..graph import Graph
+from ..node import OpenFlags
+from ..units import MAX_IMAGE_SIZE
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..graph import OpenPolicy
     from .ui import UI
 
 _EXPECTED = "Expecting image file name and size"
 
+SHRINK_WARNING = (
+    "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an operation, "
+    "make sure there is no important data there."
+)
 PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
 
 
@@ -65,16 +73,22 @@ def main(args: Sequence[str], ui: UI) -> int:
     sign = size[0] if size[:1] in ("+", "-") and size else ""
     number = parse_size_option(size[len(sign) :], "size")
     spec.check_one_image_form("image_opts" in given, given.get("format"))
-    resize(
-        filename,
-        number,
-        relative={"": 0, "+": 1, "-": -1}[sign],
-        format=given.get("format"),
-        image_opts="image_opts" in given,
-        preallocation=given.get("preallocation", "off"),
-        shrink="shrink" in given,
-        objects=given.objects,
-    )
+    try:
+        resize(
+            filename,
+            number,
+            relative={"": 0, "+": 1, "-": -1}[sign],
+            format=given.get("format"),
+            image_opts="image_opts" in given,
+            preallocation=given.get("preallocation", "off"),
+            shrink="shrink" in given,
+            objects=given.objects,
+            warn=ui.caution,
+        )
+    except WouldShrink as error:
+        ui.error(str(error))
+        ui.warning(error.hint or "")
+        return 1
     ui.say("Image resized.\n")
     return 0
 
@@ -97,6 +111,10 @@ def _read(args: Sequence[str], ui: UI) -> spec.Given:
     return given
 
 
+class WouldShrink(spec.OptionError):
+    """The new size is smaller, and nobody said that it may be; `hint` is a warning."""
+
+
 def resize(
     filename: str,
     size: int,
@@ -107,10 +125,23 @@ def resize(
     preallocation: str = "off",
     shrink: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
+    policy: Optional[OpenPolicy] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> int:
     """Give the image `filename` the size `size` bytes, or `size` more (`relative` 1) or fewer (-1). The new size.
 
     `preallocation` is one of PREALLOCATION_MODES and only for growing. Raises OptionError if the new size is not positive
-    or is smaller without `shrink`; Error or OSError.
+    (its leaf WouldShrink if it is smaller without `shrink`); Error or OSError.
     """
-    raise NotImplementedError
+    flags = OpenFlags(writable=True, resize=True)
+    with Graph(policy, objects, warn).open(filename, format, flags, image_opts) as node:
+        current = node.size
+        total = current + relative * size if relative else size
+        if not 0 < total <= MAX_IMAGE_SIZE:
+            raise spec.OptionError("New image size must be positive", filename=filename)
+        if total <= current and preallocation != "off":
+            raise spec.OptionError("Preallocation can only be used for growing images", filename=filename)
+        if total < current and not shrink:
+            raise WouldShrink("Use the --shrink option to perform a shrink operation.", filename=filename, hint=SHRINK_WARNING)
+        node.truncate(total, preallocation)
+        return node.size

@@ -72,6 +72,14 @@ class UI:
         """Write "NAME: warning: message" to standard error."""
         self.error("warning: " + message)
 
+    def caution(self, text: str) -> None:
+        """Write what the library warns of: a text that begins with "WARNING: " as it is, any other as a warning."""
+        if text.startswith("WARNING: "):
+            self.flush()
+            self.hint(text)
+        else:
+            self.warning(text)
+
     def flush(self) -> None:
         """Let everything written so far reach standard output."""
         if self.out is not None:
