@@ -284,6 +284,8 @@ class Node(Hooks):
 
     def write_hosted(self, host_offset: int, view: memoryview) -> None:
         """Write for a parent that got this place from an Alloc; the node may grow by it."""
+        if host_offset + len(view) > MAX_SIZE:
+            raise self._beyond_the_end(host_offset, len(view))
         if self.leaf:
             self.write_own(host_offset, view)
         else:
@@ -469,19 +471,19 @@ class Node(Hooks):
             yield node
             node = node.backing
 
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self.size and not self.growable:
-            raise Error(
-                "%s: request for %d bytes at %#x is beyond the end (%d bytes)" % (self.filename or self.driver, length, offset, self.size),
-                filename=self.filename,
-                offset=offset,
-                errno=errno.EIO,
-            )
+    def _check_range(self, offset: int, length: int, may_grow: bool = False) -> None:
+        end = offset + length
+        if offset < 0 or length < 0 or end > self.size and (end > MAX_SIZE or not may_grow):
+            raise self._beyond_the_end(offset, length)
+
+    def _beyond_the_end(self, offset: int, length: int) -> Error:
+        text = "%s: request for %d bytes at %#x is beyond the end (%d bytes)" % (self.filename or self.driver, length, offset, self.size)
+        return Error(text, filename=self.filename, offset=offset, errno=errno.EIO)
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.read_only:
             raise ReadOnly("%s: opened read-only" % (self.filename or self.driver), filename=self.filename, errno=errno.EACCES)
-        self._check_range(offset, length)
+        self._check_range(offset, length, self.growable)
 
 
 class Format(Node):

@@ -1,0 +1,150 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""THE table of what the conformance suite is run over: a line for each writable driver and set of options."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import pytest
+
+from diskwright import drivers
+from diskwright.graph import Graph
+from diskwright.hooks import OpenFlags
+from diskwright.node import Format, Node
+from diskwright.protocols.file import File
+
+K = 1024
+M = 1024 * K
+SECTOR = 512
+ODD = M - 5 * K + SECTOR  # a size that ends inside a cluster, where clusters are larger than sectors
+
+
+class Subject(NamedTuple):
+    """One driver with one set of options.
+
+    `options` are those of creation; `backing` says how long the backing image is: "shorter", "equal", "longer";
+    `runtime` are options of opening, `flags` fields of OpenFlags.
+    """
+
+    name: str
+    driver: str
+    options: dict[str, Any] = {}
+    size: int = ODD
+    backing: Optional[str] = None
+    runtime: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
+
+    @property
+    def format(self) -> type[Format]:
+        return drivers.lookup_format(self.driver)
+
+    def is_fixed(self) -> bool:
+        """Whether its size cannot change: a window of a file."""
+        return "size" in self.runtime
+
+
+V3 = {"compat": "1.1"}
+V2 = {"compat": "0.10"}
+
+SUBJECTS = [
+    Subject("raw", "raw"),
+    Subject("raw-window", "raw", size=ODD, runtime={"offset": 3 * SECTOR, "size": ODD}),
+    Subject("raw-direct", "raw", flags={"direct": True}),
+    Subject("raw-falloc", "raw", {"preallocation": "falloc"}),
+    Subject("qcow2-v2", "qcow2", V2),
+    Subject("qcow2-v2-512", "qcow2", {**V2, "cluster_size": 512}),
+    Subject("qcow2-v3-512", "qcow2", {**V3, "cluster_size": 512}),
+    Subject("qcow2-v3-4k", "qcow2", {**V3, "cluster_size": 4 * K}),
+    Subject("qcow2-v3", "qcow2", V3),
+    Subject("qcow2-v3-2M", "qcow2", {**V3, "cluster_size": 2 * M}, size=9 * M + SECTOR),
+    *(Subject("qcow2-r%d" % bits, "qcow2", {**V3, "cluster_size": 1 * K, "refcount_bits": bits}) for bits in (1, 2, 4, 8, 32, 64)),
+    Subject("qcow2-zstd", "qcow2", {"compression_type": "zstd", "cluster_size": 8 * K}),
+    Subject("qcow2-lazy", "qcow2", {"lazy_refcounts": True, "cluster_size": 4 * K}),
+    Subject("qcow2-metadata", "qcow2", {"preallocation": "metadata", "cluster_size": 4 * K}),
+    Subject("qcow2-full", "qcow2", {"preallocation": "full", "cluster_size": 16 * K}),
+    Subject("qcow2-direct", "qcow2", {"cluster_size": 512}, flags={"direct": True}),
+    *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
+    *(Subject("qcow2-v3-" + backing, "qcow2", {**V3, "cluster_size": 16 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
+]
+
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=[subject.name for subject in SUBJECTS])
+
+
+class Image:
+    """An image of a subject under a directory, and what it reads as when new."""
+
+    def __init__(self, subject: Subject, directory: Path) -> None:
+        self.subject = subject
+        self.path = directory / "image"
+        self.base = b""
+        options: dict[str, Any] = {"size": subject.size, **subject.options}
+        if subject.backing:
+            length = {"shorter": subject.size // 2 + 300, "equal": subject.size, "longer": subject.size + 70 * K}[subject.backing]
+            length = -(-length // SECTOR) * SECTOR
+            self.base = patches(random.Random(subject.name), length)
+            (directory / "base").write_bytes(self.base)
+            options.update(backing_file="base", backing_fmt="raw")
+        file_size = subject.size if subject.driver == "raw" else 0
+        if subject.is_fixed():
+            file_size += subject.runtime["offset"] + 7 * SECTOR
+        extra = {"preallocation": options.pop("preallocation")} if subject.driver == "raw" and "preallocation" in options else {}
+        File.create_file(str(self.path), File.create_options.from_mapping({"size": file_size, **extra}), OpenFlags())
+        if subject.is_fixed():
+            self.path.write_bytes(b"\xee" * file_size)  # what is around the window shall stay
+        with Graph().open(str(self.path), "file", OpenFlags(writable=True, resize=True)) as file:
+            subject.format.create(file, subject.format.create_options.from_mapping(options))
+        self.new = self.below(subject.size) if not subject.is_fixed() else b"\xee" * subject.size
+
+    def below(self, size: int) -> bytes:
+        """What `size` bytes read as that the image itself does not hold."""
+        return self.base[:size].ljust(size, b"\0")
+
+    def open(self, file: Optional[Node] = None, **flags: Any) -> Node:
+        """Open the image, over `file` if given."""
+        spec = {
+            "driver": self.subject.driver,
+            **self.subject.runtime,
+            "file": file if file is not None else {"driver": "file", "filename": str(self.path)},
+        }
+        return Graph().open_spec(spec, OpenFlags(**{"writable": True, "resize": True, "unmap": True, **self.subject.flags, **flags}))
+
+    def check(self) -> None:
+        """Nothing is wrong with it: qemu-img and we agree."""
+        if self.subject.driver == "raw":
+            return
+        theirs = qemu_check(self.path)
+        assert theirs == 0, "qemu-img check: %d" % theirs
+        with self.open(writable=False, resize=False, check=True) as node:
+            result = node.check()
+            assert (result.corruptions, result.leaks, result.check_errors) == (0, 0, 0), result.messages
+
+    def read_by_qemu(self) -> bytes:
+        """What qemu-img reads."""
+        out = self.path.with_name("read")
+        name = "driver=%s,file.driver=file,file.filename=%s" % (self.subject.driver, self.path)
+        name += "".join(",%s=%s" % pair for pair in self.subject.runtime.items())
+        done = subprocess.run(["qemu-img", "convert", "-O", "raw", "--image-opts", name, str(out)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        found = out.read_bytes()
+        out.unlink()
+        return found
+
+
+def qemu_check(path: Path) -> int:
+    """The exit code of qemu-img check: 0 clean, 2 corrupt, 3 leaking."""
+    return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", os.fspath(path)], capture_output=True, timeout=60).returncode
+
+
+def patches(chance: random.Random, length: int) -> bytes:
+    """Bytes with runs of zeroes, of one value, and of noise."""
+    parts = []
+    while length > 0:
+        count = min(length, chance.randrange(1, 40) * SECTOR + chance.choice((0, 0, 0, 100)))
+        parts.append(chance.choice((bytes(count), bytes([chance.randrange(1, 256)]) * count, chance.randbytes(count))))
+        length -= count
+    return b"".join(parts)
