@@ -110,7 +110,7 @@ def create(
         if announce is not None:
             announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
         chosen.set("size", -(-chosen.values["size"] // SECTOR) * SECTOR)
-        _write(filename, own, protocol, *chosen.records())
+        write_image(filename, own, protocol, *chosen.records())
     except Error as error:
         raise prefixed("%s: " % filename, error, filename) from error
     except OSError as error:
@@ -171,7 +171,7 @@ def _open_backing(graph: Graph, name: str, format: Optional[str]) -> tuple[str, 
         raise Error(str(error), filename=error.filename, errno=error.errno, hint=(error.hint + "\n" if error.hint else "") + hint) from error
 
 
-def _write(filename: str, own: type[Node], protocol: type[Node], own_options: Any, protocol_options: Any) -> None:
+def write_image(filename: str, own: type[Node], protocol: type[Node], own_options: Any, protocol_options: Any) -> None:
     """Make the file, then the image in it; take the file away again if that fails."""
     described = parse_filename(filename)["file"]
     path = str(described.get("filename", filename))
