@@ -71,10 +71,10 @@ class Refcounts:
 
     def _find_tail(self) -> int:
         """One past the last cluster that has a refcount."""
-        empty = {0}
-        for index in range(len(self.table) - 1, -1, -1):
+        empty: set[int] = set()
+        for index in [index for index, entry in enumerate(self.table) if entry][::-1]:
             offset = self.block_offset(index)
-            if offset in empty:
+            if not offset or offset in empty:
                 continue
             used = len(bytes(self.cache.get(offset)).rstrip(b"\0")) if offset < self.image.file.size else 0
             if used:
@@ -215,6 +215,10 @@ class Refcounts:
         overlap.check(first * size, count * size)
         self._set_one(first, self._tail - first)
         return first
+
+    def room_in_block(self) -> int:
+        """How many clusters can be taken at the end without a new refcount block."""
+        return self.per_block - self._tail % self.per_block if self.block_offset(self._tail // self.per_block) else 0
 
     def _move_tail(self, count: int) -> None:
         if (self._tail + count) * self.cluster_size > MAX_HOST_OFFSET:

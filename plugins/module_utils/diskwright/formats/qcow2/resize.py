@@ -107,7 +107,8 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
     for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
         for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
             while kind == kinds.UNALLOCATED and run:
-                wanted = min(run, SLICE - index % SLICE)
+                room = refcounts.room_in_block()
+                wanted = min(run, max((index + room) // SLICE, index // SLICE + 1) * SLICE - index)
                 if mode == "metadata":
                     cluster, taken = refcounts.allocate(wanted)
                 else:
@@ -152,7 +153,7 @@ def _shrink(image: Qcow2, size: int) -> None:
 def _present_parts(image: Qcow2, start: int, end: int) -> list[tuple[int, int, int, int]]:
     """table_parts of a range without those that have no table; only a table that stays is made ours alone."""
     tables, size = image.tables, image.cluster_size
-    parts = []
+    parts: list[tuple[int, int, int, int]] = []
     first_whole = -(-start // tables.reach) * tables.reach
     if start < min(first_whole, end):
         parts.extend(part for part in table_parts(image, start, min(first_whole, end), create=False) if part[1])

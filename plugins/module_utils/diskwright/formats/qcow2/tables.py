@@ -179,20 +179,20 @@ def big_bytes(entries: array[int]) -> bytes:
     return entries.tobytes()
 
 
-_steps: dict[int, tuple[bytes, int]] = {}  # step -> the entries 0, step, 2 * step, ... and an entry of 1 as often, as one number
+_steps: dict[int, tuple[int, int, int]] = {}  # step -> (count, the entries 0, step, ... as one number, and as many entries of 1)
 
 
 def ascending(first: int, step: int, count: int) -> bytes:
     """`count` big-endian u64 entries first, first + step, ..., none of which may exceed 64 bits."""
     if count <= 256:
         return big_bytes(array("Q", range(first, first + count * step, step)))
-    if step not in _steps or len(_steps[step][0]) < count * 8:
+    if step not in _steps or _steps[step][0] < count:
         _steps.clear()
-        ones = int.from_bytes((bytes(7) + b"\1") * count, "big")
-        _steps[step] = (big_bytes(array("Q", range(0, count * step, step))), ones)
-    table, ones = _steps[step]
-    surplus = len(table) // 8 - count  # the first entry is the most significant one
-    return (int.from_bytes(table[: count * 8], "big") + (ones >> 64 * surplus) * first).to_bytes(count * 8, "big")
+        multiples = int.from_bytes(big_bytes(array("Q", range(0, count * step, step))), "big")
+        _steps[step] = (count, multiples, int.from_bytes((bytes(7) + b"\1") * count, "big"))
+    most, multiples, ones = _steps[step]
+    surplus = 64 * (most - count)  # the first entry is the most significant one
+    return ((multiples >> surplus) + (ones >> surplus) * first).to_bytes(count * 8, "big")
 
 
 def c_hex(value: int) -> str:
