@@ -13,42 +13,77 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
+    from .diskwright.node import OpenFlags
+
     State = Mapping[str, Any]
+
+
+def exists(path: str) -> dict[str, Any]:
+    """The state of `path` as far as removing it needs to know: an image that is damaged can be removed too."""
+    import stat
+
+    if not os.path.lexists(path):
+        return {"state": "absent"}
+    if not stat.S_ISREG(os.lstat(path).st_mode) and not os.path.islink(path):
+        raise Refusal("%s is neither a file nor a link, and is not removed" % path)
+    return {"state": "present"}
 
 
 def observe(path: str, backing_file: Optional[str] = None) -> dict[str, Any]:
     """The state of the image at `path`; `state` is "absent" where there is nothing. Works on images in use.
 
-    `backing_moved` says whether the image's backing file is to be found under the name `backing_file` instead: it is gone
-    from its old place, or the two names hold the same content. Raises Error and OSError where there is something that is
-    no image, or cannot be read.
+    With a `backing_file` that is wanted there are two more facts: `_backing`, its format and size for an image that is yet
+    to be made (None if it does not exist), and `_moved`, whether the backing file of an existing image is to be found
+    under that name instead: it is gone from its old place, or the two names hold the same content. Raises Error and
+    OSError where there is something that is no image, or cannot be read.
     """
     if not os.path.lexists(path):
-        return {"state": "absent"}
+        return {"state": "absent", "_backing": backing_file and _backing(path, backing_file)}
+    if not os.path.exists(path):
+        raise Refusal("%s is a symbolic link to %s, which does not exist" % (path, os.path.realpath(path)))
     from .diskwright.graph import open_image
-    from .diskwright.node import OpenFlags
 
-    with open_image(path, flags=OpenFlags(no_backing=True, no_io=True, force_share=True)) as node:
+    with open_image(os.path.abspath(path), flags=_looking()) as node:
         return {
             "state": "present",
             "format": node.driver,
             "size": node.size,
             "backing_file": node.backing_filename,
             "backing_format": node.backing_format,
-            "backing_moved": _moved(path, node.backing_filename, backing_file),
-            "options": stored(node.cluster_size, node.format_specific()),
+            "options": stored(node),
+            "_moved": _moved(path, node.backing_filename, backing_file),
         }
 
 
+def _looking() -> OpenFlags:
+    """How an image is opened whose metadata alone are of interest, whoever else uses it."""
+    from .diskwright.node import OpenFlags
+
+    return OpenFlags(no_backing=True, no_io=True, force_share=True)
+
+
+def _backing(path: str, name: str) -> Optional[dict[str, Any]]:
+    """Format and size of the backing file `name` of an image at `path`; None if there is no such file."""
+    full = os.path.join(os.path.dirname(os.path.abspath(path)), name)
+    if not os.path.exists(full):
+        return None
+    from .diskwright.graph import open_image
+
+    with open_image(full, flags=_looking()) as node:
+        return {"format": node.driver, "size": node.size}
+
+
 def _moved(path: str, old: Optional[str], new: Optional[str]) -> bool:
-    if old is None or new is None or _same_file(path, old, new):
+    from .diskwright.graph import protocol_prefix
+
+    if old is None or new is None or _same_file(path, old, new) or protocol_prefix(old) is not None:
         return False
     folder = os.path.dirname(os.path.abspath(path))
     old, new = os.path.join(folder, old), os.path.join(folder, new)
     if not os.path.exists(new):
         return False
     if not os.path.exists(old) or os.path.samefile(old, new):
-        return True
+        return True  # two names of one file, or nothing left to compare with
     from .diskwright.commands.compare import compare
 
     return bool(compare(old, new, strict=False, force_share=True).identical)
@@ -79,6 +114,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         "preallocation": params["preallocation"],
         "allow_shrink": params["allow_shrink"],
         "rebase": params["rebase"],
+        "private": params["mode"] is not None,
     }
 
 
@@ -90,7 +126,7 @@ def plan(want: State, have: State) -> list[Step]:
     if have["state"] == "absent":
         if want["size"] is None and want["backing_file"] is None:
             raise Refusal("%s does not exist, and without a size or a backing file it cannot be created" % path)
-        return [_create(want)]
+        return [_create(want, have)]
     _refuse_what_cannot_change(want, have)
     steps = []
     if want["backing_file"] is not None and not _has_backing(want, have):
@@ -134,7 +170,7 @@ def _has_backing(want: State, have: State) -> bool:
 
 def _may_follow(want: State, have: State) -> bool:
     """Whether the reference to the backing file may be rewritten: it has moved, and following it was allowed."""
-    return want["rebase"] == "moved" and have["backing_file"] is not None and bool(have["backing_moved"])
+    return want["rebase"] == "moved" and have["backing_file"] is not None and bool(have["_moved"])
 
 
 def _same_file(path: str, name: str, other: str) -> bool:
@@ -144,50 +180,40 @@ def _same_file(path: str, name: str, other: str) -> bool:
 
 
 def _remove(path: str) -> Step:
-    return Step("remove", path, "it should be absent", ["rm", "--", path], {"state": "absent"}, lambda: os.remove(path))
+    def run() -> None:
+        from ._beside import remove
+
+        remove(path)
+
+    return Step("remove", path, "it should be absent", ["rm", "--", path], {"state": "absent"}, run)
 
 
-def _create(want: State) -> Step:
+def _create(want: State, have: State) -> Step:
     options = dict(want["options"])
     if want["preallocation"] != "off":
         options["preallocation"] = want["preallocation"]
-    text = joined(options)
+    size, format, why = want["size"], want["backing_format"], "it does not exist"
     argv = ["qemu-img", "create", "-f", want["format"]]
     if want["backing_file"] is not None:
-        argv += ["-b", want["backing_file"]] + (["-F", want["backing_format"]] if want["backing_format"] else [])
-    if text:
-        argv += ["-o", text]
-    argv.append(want["path"])
-    if want["size"] is not None:
-        argv.append(str(want["size"]))
-    change = {key: want[key] for key in ("state", "format", "size", "backing_file", "backing_format")}
-    return Step("create", want["path"], "it does not exist", argv, {**change, "options": want["options"]}, lambda: _run_create(want, text))
+        if have["_backing"]:
+            size = have["_backing"]["size"] if size is None else size
+            format = format or have["_backing"]["format"]
+        else:
+            why += ", nor yet does its backing file"
+        argv += ["-b", want["backing_file"], *(["-F", format] if format else [])]
+    text = joined(options)
+    argv += ["-o", text] if text else []
+    argv += [want["path"], *([str(want["size"])] if want["size"] is not None else [])]
 
+    def run() -> None:
+        from ._beside import beside
+        from .diskwright.commands.create import create
 
-def _run_create(want: State, options: Optional[str]) -> None:
-    """Create beside the final name and rename, so that nothing half made ever has it."""
-    from ._beside import beside
-    from .diskwright.commands.create import create
+        with beside(want["path"], want["private"]) as temporary:
+            create(temporary, want["size"], format=want["format"], options=text, backing=want["backing_file"], backing_format=format)
 
-    with beside(want["path"]) as temporary:
-        create(
-            temporary,
-            want["size"],
-            format=want["format"],
-            options=options,
-            backing=want["backing_file"],
-            backing_format=want["backing_format"] or (want["backing_file"] and backing_format(want)),
-        )
-
-
-def backing_format(want: State) -> str:
-    """The format of the wanted backing file, told from its content where it was not given."""
-    from .diskwright.graph import open_image
-    from .diskwright.node import OpenFlags
-
-    name = os.path.join(os.path.dirname(os.path.abspath(want["path"])), want["backing_file"])
-    with open_image(name, flags=OpenFlags(no_backing=True, no_io=True, force_share=True)) as node:
-        return node.driver
+    change = {key: want[key] for key in ("state", "format", "backing_file", "options")}
+    return Step("create", want["path"], why, argv, {**change, "size": size, "backing_format": format}, run)
 
 
 def _follow(want: State, have: State) -> Step:
@@ -197,7 +223,7 @@ def _follow(want: State, have: State) -> Step:
     def run() -> None:
         from .diskwright.image import open_node
 
-        with open_node(want["path"], "r+", format=want["format"], backing=False) as node:
+        with open_node(os.path.abspath(want["path"]), "r+", format=want["format"], backing=False) as node:
             node.change_backing(want["backing_file"], format)
 
     why = "its backing file '%s' has moved" % have["backing_file"]
@@ -217,6 +243,6 @@ def _resize(want: State, have: State) -> Step:
     def run() -> None:
         from .diskwright.commands.resize import resize
 
-        resize(want["path"], want["size"], format=want["format"], shrink=not grows, preallocation=preallocation)
+        resize(os.path.abspath(want["path"]), want["size"], format=want["format"], shrink=not grows, preallocation=preallocation)
 
     return Step("resize", want["path"], why, argv + [want["path"], str(want["size"])], {"size": want["size"]}, run)

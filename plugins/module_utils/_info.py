@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 
 def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that `params` (those of the module) ask for about one image. Raises Error and OSError."""
-    if params["missing_ok"] and not os.path.lexists(path):
+    if params["missing_ok"] and not os.path.exists(path):
         return {"path": path, "exists": False}
-    found = [underscored(record.as_dict()) for record in info(path, format=params["format"], backing_chain=params["backing_chain"], force_share=True)]
+    name = os.path.abspath(path)
+    found = [underscored(record.as_dict()) for record in info(name, format=params["format"], backing_chain=params["backing_chain"], force_share=True)]
     entry: dict[str, Any] = {"path": path, "exists": True, **found[0]}
     if params["backing_chain"]:
         entry["chain"] = found
     if params["map"]:
         from .diskwright.commands.map import map_image
 
-        entry["map"] = [run.as_dict() for run in map_image(path, format=params["format"], force_share=True)]
+        entry["map"] = [run.as_dict() for run in map_image(name, format=params["format"], force_share=True)]
     if params["measure"] is not None:
         from .diskwright.commands.measure import measure
 
         wanted = params["measure"]
         options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})
-        room = measure(path, format=params["format"], target_format=wanted["format"], options=options, force_share=True)
+        room = measure(name, format=params["format"], target_format=wanted["format"], options=options, force_share=True)
         entry["measure"] = underscored(room.as_dict())
     return entry
 

@@ -8,7 +8,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
-_COMPAT = {"v2": "0.10", "v3": "1.1"}  # spellings of one value, and the one that info shows
+    from .diskwright.node import Format
+
+_COMPAT = {"v2": "0.10", "0.1": "0.10", "v3": "1.1"}  # spellings of one value (0.1 is YAML's 0.10), and the one that info shows
 
 
 def as_text(value: Any) -> str:
@@ -44,9 +46,9 @@ def checked(format: str, options: Optional[Mapping[str, Any]], own: tuple[str, .
     return good
 
 
-def stored(cluster_size: int, specific: Optional[Mapping[str, Any]]) -> dict[str, str]:
+def stored(node: Format) -> dict[str, str]:
     """What an image's creation options must have been, as far as the image tells."""
-    found = {key.replace("-", "_"): as_text(value) for key, value in (specific or {}).items() if isinstance(value, (str, int, bool))}
-    if cluster_size:
-        found["cluster_size"] = str(cluster_size)
-    return found
+    found = {key.replace("-", "_"): value for key, value in (node.format_specific() or {}).items()}
+    if node.cluster_size:
+        found["cluster_size"] = node.cluster_size
+    return {key: as_text(value) for key, value in found.items() if key in node.create_options.fields}

@@ -8,8 +8,6 @@ very steps that a run applies.
 
 from __future__ import annotations
 
-import shlex
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
@@ -18,14 +16,21 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):
-    """The wanted state cannot be reached from the state that is, or not without a permission that was not given."""
+    """The wanted state cannot be reached from the state that is, or not without a permission that was not given.
+
+    `details` are more fields for the result of the failed task.
+    """
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Step:
     """One step: a `verb` on a `target`, and `why` it is needed.
 
-    `argv` is what an operator would have typed after `qemu-img` (or the whole line, for a verb of the shell), `change`
-    what becomes different in the state, `run` does it. Only `run` does any I/O.
+    `argv` is what an operator would have typed, `change` what becomes different in the state, `run` does it; what it
+    returns is added to the step in the task's result. Only `run` does any I/O.
     """
 
     __slots__ = ("verb", "target", "why", "argv", "change", "run")
@@ -48,7 +53,9 @@ class Step:
 
     def line(self) -> str:
         """The command that the step replaces."""
-        return " ".join(shlex.quote(word) for word in self.argv)
+        from shlex import quote
+
+        return " ".join(quote(word) for word in self.argv)
 
     def as_dict(self) -> dict[str, str]:
         """For a module's result."""
@@ -63,13 +70,16 @@ def after(have: State, steps: Sequence[Step]) -> dict[str, Any]:
     return state
 
 
+def visible(state: State) -> dict[str, Any]:
+    """What of a state is of interest to people: keys with an underscore in front are the planner's own."""
+    return {key: value for key, value in state.items() if not key.startswith("_")}
+
+
 def difference(path: str, have: State, steps: Sequence[Step]) -> dict[str, Any]:
     """What a diff shows: the two states, and below the second the steps that lead there."""
-    wanted = after(have, steps)
-    shown = [{key: value for key, value in state.items() if value is not None} for state in (have, wanted)]
-    return {
-        "before_header": path,
-        "after_header": path,
-        "before": shown[0],
-        "after": dict(shown[1], plan=[step.line() for step in steps]) if steps else shown[1],
-    }
+    before, wanted = [
+        {key: value for key, value in visible(state).items() if value is not None} for state in (have, after(have, steps))
+    ]
+    if steps:
+        wanted["plan"] = [step.line() for step in steps]
+    return {"before_header": path, "after_header": path, "before": before, "after": wanted}

@@ -1,19 +1,20 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one file that knows AnsibleModule: check mode, diff mode, failure."""
+"""The one file that knows AnsibleModule: check mode, diff mode, file attributes, failure."""
 
 from __future__ import annotations
+
+import os
 
 from ansible.module_utils.basic import AnsibleModule
 
 from . import diskwright as library
-from ._plan import Refusal, difference
-from .diskwright import kernels
+from ._plan import Refusal, after, difference, visible
 from .diskwright.errors import Error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Mapping, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence
 
     from ._plan import Step
 
@@ -28,19 +29,26 @@ def run(task: Task, **declaration: Any) -> None:
     """
     module = AnsibleModule(supports_check_mode=True, **declaration)
     try:
+        from .diskwright import kernels
+
+        backend = kernels.backend()
         result = dict(task(module))
     except (Error, OSError, Refusal) as exc:
         module.fail_json(**failure(exc))
-    module.exit_json(diskwright={"version": library.__version__, "kernels": kernels.backend()}, **result)
+    module.exit_json(diskwright={"version": library.__version__, "kernels": backend}, **result)
 
 
 def failure(exc: Exception) -> dict[str, Any]:
     """The fields of a failed result."""
-    fields: dict[str, Any] = {"msg": str(exc), "error": type(exc).__name__}
-    for name in ("filename", "offset", "errno", "hint"):
+    fields: dict[str, Any] = {"msg": str(exc), "error": type(exc).__name__, **getattr(exc, "details", {})}
+    for name in ("filename", "offset", "errno", "hint", "holder"):
         value = getattr(exc, name, None)
         if value is not None:
             fields[name] = value
+    if isinstance(exc, OSError) and exc.strerror:
+        fields["msg"] = "%s: %s" % (exc.filename, exc.strerror) if exc.filename else exc.strerror
+    if "holder" in fields:
+        fields["msg"] += ": %s uses it" % fields["holder"]
     return fields
 
 
@@ -57,3 +65,22 @@ def carry_out(module: AnsibleModule, path: str, have: Mapping[str, Any], steps: 
         for step, entry in zip(steps, plan):
             entry.update(step.run() or {})
     return result
+
+
+def reached(
+    module: AnsibleModule,
+    have: Mapping[str, Any],
+    steps: Sequence[Step],
+    observe: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The state after the steps: observed, or in check mode foretold."""
+    foretold = after(have, steps)
+    return visible({**foretold, **observe()} if steps and not module.check_mode else foretold)
+
+
+def set_attributes(module: AnsibleModule, path: str, result: dict[str, Any]) -> None:
+    """Give the file at `path` the owner, mode and so on that the parameters want; `changed` and `diff` follow."""
+    if os.path.exists(path):
+        attributes = module.load_file_common_arguments(module.params, path)
+        diff: Optional[dict[str, Any]] = result.get("diff")
+        result["changed"] = module.set_fs_attributes_if_different(attributes, result["changed"], diff)

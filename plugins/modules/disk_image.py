@@ -135,9 +135,8 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._disk import observe, plan, wanted  # noqa: E402
-from ..module_utils._plan import after  # noqa: E402
-from ..module_utils._runner import carry_out, run  # noqa: E402
+from ..module_utils._disk import exists, observe, plan, wanted  # noqa: E402
+from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
@@ -156,12 +155,14 @@ ARGUMENTS = {
 def task(module):
     path = module.params["path"]
     want = wanted(module.params)
-    have = observe(path, module.params["backing_file"])
+    have = observe(path, want["backing_file"]) if want["state"] == "present" else exists(path)
     steps = plan(want, have)
     result = carry_out(module, path, have, steps)
-    result["image"] = after(have, steps) if module.check_mode else observe(path)
-    if want["state"] == "present" and not (module.check_mode and steps):
-        result["changed"] = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params), result["changed"])
+    if want["state"] == "present":
+        result["image"] = reached(module, have, steps, lambda: observe(path))
+        set_attributes(module, path, result)
+    else:
+        result["image"] = {"state": "absent"}
     return result
 
 

@@ -60,10 +60,55 @@ EXAMPLES = r"""
 
 RETURN = r"""
 check:
-  description: What the check found, after the repair if there was one. Counts that are zero or that the format has not may be missing.
-  returned: success
+  description: What the check found, after the repair if there was one. Further counts that are zero are missing.
+  returned: always, unless the image could not be checked
   type: dict
-  sample: {filename: web.qcow2, format: qcow2, check_errors: 0, total_clusters: 327680, allocated_clusters: 20011, image_end_offset: 1312030720}
+  contains:
+    check_errors:
+      description: How many errors kept the check from seeing everything.
+      type: int
+      sample: 0
+    corruptions:
+      description: How many contradictions there are in the metadata.
+      type: int
+      sample: 0
+    leaks:
+      description: How many clusters are taken that nothing refers to.
+      type: int
+      sample: 3
+    messages:
+      description: A line on each of the first hundred findings.
+      type: list
+      elements: str
+      sample: [Leaked cluster 5 refcount=1 reference=0]
+    filename:
+      description: The image.
+      type: str
+      sample: /var/lib/images/web.qcow2
+    format:
+      description: Its format.
+      type: str
+      sample: qcow2
+    image_end_offset:
+      description: Where the last cluster in use ends, in bytes.
+      type: int
+      sample: 1312030720
+    total_clusters:
+      description: How many clusters the disk has.
+      type: int
+      sample: 327680
+    allocated_clusters:
+      description: How many of them are stored in the image.
+      type: int
+      sample: 20011
+    fragmented_clusters:
+      description: How many of those do not follow their neighbour.
+      type: int
+      sample: 12
+    compressed_clusters:
+      description: How many of those are compressed.
+      type: int
+      sample: 20011
 plan:
   description: The repair that was made, or would be in check mode, with the counts of what it mended.
   returned: success
@@ -83,9 +128,9 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._plan import Refusal, after  # noqa: E402
+from ..module_utils._plan import Refusal  # noqa: E402
 from ..module_utils._repair import judge, observe, plan  # noqa: E402
-from ..module_utils._runner import carry_out, run  # noqa: E402
+from ..module_utils._runner import carry_out, reached, run  # noqa: E402
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
@@ -103,11 +148,8 @@ def task(module):
     have = observe(want["path"], want["format"], want["force_share"])
     steps = plan(want, have)
     result = carry_out(module, want["path"], have, steps)
-    left = after(have, steps)
-    if steps and not module.check_mode:
-        left = observe(want["path"], want["format"], False)
-    judge(want["path"], left, want["tolerate"])
-    result["check"] = left
+    result["check"] = reached(module, have, steps, lambda: observe(want["path"], want["format"], False))
+    judge(want["path"], result["check"], want["tolerate"])
     return result
 
 

@@ -121,8 +121,8 @@ diskwright:
 """
 
 from ..module_utils._conversion import observe, plan, wanted  # noqa: E402
-from ..module_utils._plan import after  # noqa: E402
-from ..module_utils._runner import carry_out, run  # noqa: E402
+from ..module_utils._disk import observe as observe_disk  # noqa: E402
+from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
 ARGUMENTS = {
     "src": {"type": "list", "elements": "path", "required": True},
@@ -139,13 +139,13 @@ ARGUMENTS = {
 
 
 def task(module):
+    dest = module.params["dest"]
     want = wanted(module.params)
     have = observe(want)
     steps = plan(want, have)
-    result = carry_out(module, want["dest"], have, steps)
-    result["image"] = after(have, steps)
-    if not (module.check_mode and steps):
-        result["changed"] = module.set_fs_attributes_if_different(module.load_file_common_arguments(module.params, want["dest"]), result["changed"])
+    result = carry_out(module, dest, have, steps)
+    result["image"] = reached(module, have, steps, lambda: observe_disk(dest))
+    set_attributes(module, dest, result)
     return result
 
 

@@ -28,19 +28,20 @@ def some_want(rng):
         "preallocation": rng.choice(["off", "metadata"]),
         "allow_shrink": rng.random() < 0.5,
         "rebase": rng.choice(["never", "moved"]),
+        "private": rng.random() < 0.5,
     }
 
 
 def some_have(rng):
     if rng.random() < 0.3:
-        return {"state": "absent"}
+        return {"state": "absent", "_backing": rng.choice([None, {"format": "qcow2", "size": 1 << 20}])}
     return {
         "state": "present",
         "format": rng.choice(["qcow2", "raw"]),
         "size": rng.choice([0, 1 << 20, 2 << 20]),
         "backing_file": rng.choice([None, "base.qcow2"]),
         "backing_format": rng.choice([None, "qcow2"]),
-        "backing_moved": rng.random() < 0.5,
+        "_moved": rng.random() < 0.5,
         "options": rng.choice([{}, {"cluster_size": "65536", "compat": "1.1"}]),
     }
 
@@ -83,7 +84,7 @@ def test_what_destroys_data_needs_its_permission():
                 assert want["allow_shrink"] and "--shrink" in step.argv
                 shrunk += 1
             elif step.verb == "rebase":
-                assert want["rebase"] == "moved" and have["backing_moved"]
+                assert want["rebase"] == "moved" and have["_moved"]
     assert shrunk > 10
 
 
@@ -114,13 +115,14 @@ def test_the_command_that_a_step_shows():
         "preallocation": "off",
         "allow_shrink": False,
         "rebase": "never",
+        "private": False,
     }
-    (step,) = plan(want, {"state": "absent"})
+    (step,) = plan(want, {"state": "absent", "_backing": None})
     assert step.line() == "qemu-img create -f qcow2 -b base,1.raw -F raw -o data_file=x,,y '/images/a disk' 1073741824"
 
 
 def test_a_relative_and_an_absolute_name_of_one_backing_file_are_the_same():
-    have = {"state": "present", "format": "qcow2", "size": 512, "backing_file": "base", "backing_format": None, "backing_moved": False, "options": {}}
+    have = {"state": "present", "format": "qcow2", "size": 512, "backing_file": "base", "backing_format": None, "_moved": False, "options": {}}
     want = {"state": "present", "path": PATH, "format": "qcow2", "size": None, "backing_format": None, "options": {}, "preallocation": "off"}
     want.update(allow_shrink=False, rebase="never")
     assert plan({**want, "backing_file": "/images/base"}, have) == []
