@@ -166,9 +166,12 @@ class Graph:
                 spec = _as_protocol(values[key]) if issubclass(cls, Format) else values[key]
                 values[key] = self._child(key, spec, cls.child_flags(key, flags))
                 opened.append(values[key])
-        if cls.supports_backing and (not flags.no_backing or values.get("backing") in (None, "")):
-            values.pop("backing", None)
         unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
+        backing = values.pop("backing", None)
+        if backing not in (None, "") and (flags.no_backing or not cls.supports_backing):
+            from .json_text import in_order
+
+            raise OptionError(unknown % driver % in_order(flatten({"backing": backing}))[0])
         children = {key: value for key, value in values.items() if isinstance(value, Node)}
         flat = flatten({key: value for key, value in values.items() if key not in children})
         options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver)
@@ -185,7 +188,7 @@ class Graph:
                 return self.named[spec]
             raise OptionError("Cannot find device='%s' nor node-name='%s'" % (spec, spec))
         if not isinstance(spec, dict):
-            raise OptionError("Invalid parameter type for '%s', expected: object" % key)
+            raise OptionError('A block device must be specified for "%s"' % key)
         return self.open_spec(spec, flags)
 
     def _open_references(self, node: Node, spec: Mapping[str, Any], above: tuple[Any, ...]) -> None:
@@ -392,7 +395,11 @@ def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
             changed["force_share"] = _boolean(value, key)
         elif key == "read-only" and _boolean(value, key):
             changed["writable"] = changed["resize"] = False
-    return flags.but(**changed) if changed else flags
+    if changed:
+        flags = flags.but(**changed)
+    if flags.writable and flags.force_share:
+        raise OptionError("force-share=on can only be used with read-only images")
+    return flags
 
 
 def _boolean(value: Any, key: str) -> bool:
