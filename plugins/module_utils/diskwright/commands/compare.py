@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+from ..copy.difference import CONTENT, STATUS_DIFFERS, ReadError, StatusError
+from ..copy.difference import compare as difference
+from ..errors import OptionError
+from ..graph import Graph
+from ..node import OpenFlags, cache_flags
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
 
@@ -11,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..graph import OpenPolicy
     from .ui import UI
 
 COMMAND = Command(
@@ -60,19 +66,60 @@ def main(args: Sequence[str], ui: UI) -> int:
     with ui.progress("compare", given, 2.0) as progress:
         spec.check_cache_mode(cache)
         spec.check_one_image_form("image_opts" in given, given.get("format1"))
-        result = compare(
-            given.operands[0],
-            given.operands[1],
-            format1=given.get("format1"),
-            format2=given.get("format2"),
-            image_opts="image_opts" in given,
-            strict="strict" in given,
-            cache=cache,
-            force_share="force_share" in given,
-            objects=given.objects,
-            progress=progress.update,
-        )
-        raise NotImplementedError(result)  # print the result inside the `with`: qemu-img's newline of -p comes after it
+        try:
+            result = compare(
+                given.operands[0],
+                given.operands[1],
+                format1=given.get("format1"),
+                format2=given.get("format2"),
+                image_opts="image_opts" in given,
+                strict="strict" in given,
+                cache=cache,
+                force_share="force_share" in given,
+                objects=given.objects,
+                progress=progress.update,
+                notice=ui.say,
+            )
+        except (StatusError, ReadError) as error:
+            ui.error(str(error))
+            return 3 if isinstance(error, StatusError) else 4
+        ui.say(result.text() + "\n")
+    return 0 if result.identical else 1
+
+
+class Comparison:
+    """What a comparison found: `identical`, or the first difference.
+
+    `kind` is "content", "status" (strict only) or "size" (strict only), `offset` where it is in bytes (None for "size");
+    `sizes` are the virtual sizes of the two images.
+    """
+
+    __slots__ = ("kind", "offset", "sizes")
+
+    def __init__(self, kind: Optional[str], offset: Optional[int], sizes: tuple[int, int]) -> None:
+        self.kind = kind
+        self.offset = offset
+        self.sizes = sizes
+
+    @property
+    def identical(self) -> bool:
+        return self.kind is None
+
+    def __bool__(self) -> bool:
+        return self.identical
+
+    def __repr__(self) -> str:
+        return "Comparison(kind=%r, offset=%r, sizes=%r)" % (self.kind, self.offset, self.sizes)
+
+    def text(self) -> str:
+        """The result in qemu-img's words."""
+        if self.kind == "size":
+            return "Strict mode: Image size mismatch!"
+        if self.kind == STATUS_DIFFERS:
+            return "Strict mode: Offset %d block status mismatch!" % (self.offset or 0)
+        if self.kind == CONTENT:
+            return "Content mismatch at offset %d!" % (self.offset or 0)
+        return "Images are identical."
 
 
 def compare(
@@ -86,10 +133,27 @@ def compare(
     cache: str = "writeback",
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
+    policy: Optional[OpenPolicy] = None,
     progress: Optional[Callable[[int, int], None]] = None,
-) -> Any:
+    notice: Optional[Callable[[str], None]] = None,
+) -> Comparison:
     """Compare the guest data of two images; the result says whether they are the same and if not, where and how.
 
-    `progress` is called with (bytes done, bytes in all). Raises Error or OSError.
+    Where one is longer, the rest of it must be zeroes; with `strict` the sizes must be the same, and how the data is stored.
+    `progress` is called with (bytes done, bytes in all), `notice` with a line about differing sizes. Raises StatusError
+    or ReadError where an image cannot be read, Error where it cannot be opened.
     """
-    raise NotImplementedError
+    flags = cache_flags(cache)
+    if flags is None:
+        raise OptionError("Invalid source cache option: %s" % cache)
+    graph = Graph(policy, objects)
+    opening = OpenFlags(force_share=force_share, **flags)
+    with graph.open(filename1, format1, opening, image_opts) as left, graph.open(filename2, format2, opening, image_opts) as right:
+        sizes = left.size, right.size
+        if sizes[0] != sizes[1]:
+            if strict:
+                return Comparison("size", None, sizes)
+            if notice is not None:
+                notice("Warning: Image size mismatch!\n")
+        found = difference(left, right, strict=strict, progress=progress)
+    return Comparison(None, None, sizes) if found is None else Comparison(found.kind, found.offset, sizes)

@@ -4,13 +4,22 @@
 
 from __future__ import annotations
 
+from ..copy.stream import Outlet, receive
+from ..copy.transfer import SPARSE_SIZE, copy
+from ..errors import Error, Unsupported
+from ..graph import Graph
+from ..node import OpenFlags, cache_flags
 from . import spec
+from .creation import CreationOptions, creatable
+from .output import Output
 from .spec import FLAG, VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..graph import OpenPolicy
+    from ..node import Node
     from .ui import UI
 
 MAX_SPARSE_SIZE = 16 << 20  # bytes; the largest -S
@@ -257,13 +266,173 @@ def convert(
     skip_broken_bitmaps: bool = False,
     rate: Optional[int] = None,
     objects: Optional[Mapping[str, Any]] = None,
+    policy: Optional[OpenPolicy] = None,
+    atomic: bool = False,
     progress: Optional[Callable[[int, int], None]] = None,
     warn: Optional[Callable[[str], None]] = None,
 ) -> None:
     """Copy the images `sources`, one after the other, to the image `target`.
 
     `options` are the target format's, "k=v,k2=v2" in QEMU's grammar. `sparse_size` is in bytes, 0 writes everything, None
-    is the default of 4096. `rate` is in bytes a second. `progress` is called with (bytes done, bytes in all), `warn` with
-    texts. The names "-" are standard input and output. Raises Error or OSError.
+    is the default of 4096. `rate` is in bytes a second. With `atomic` the target is written beside its name and renamed when
+    it is whole: a failure leaves nothing, and an old file there as it was. `progress` is called with (bytes done, bytes in
+    all) and ends the work by raising; `warn` is called with texts. The names "-" are standard input and output. Raises Error.
     """
-    raise NotImplementedError
+    import os
+
+    if len(sources) > 1 and backing is not None:
+        raise OptionError(CHAINED)
+    graph = Graph(policy, objects)
+    flags = OpenFlags(force_share=force_share, **_cache(source_cache, "source cache"))
+    settings: dict[str, Any] = {
+        "sparse_size": SPARSE_SIZE if sparse_size is None else sparse_size,
+        "compress": compress,
+        "copy_range": copy_range,
+        "salvage": salvage,
+        "threads": parallel,
+        "ordered": not out_of_order,
+        "rate": rate,
+        "progress": progress,
+        "warn": warn,
+    }
+    inlet = _pipe(sources[0], 0) if len(sources) == 1 and not image_opts else None
+    outlet = None
+    nodes: list[Node] = []
+    try:
+        if inlet is None:
+            for name in sources:
+                nodes.append(graph.open("/dev/stdin" if name == "-" else name, format, flags, image_opts))
+        _check_sources(nodes, len(sources), format, snapshot, bitmaps)
+        outlet = _pipe(target, 1) if not target_image_opts else None
+        if outlet is not None:
+            if target_format != "raw" or options or backing is not None or compress or no_create:
+                raise OptionError("%s: a pipe takes a raw image, and no options" % target)
+            _send(nodes, inlet, outlet, target, settings)
+            return
+        chosen = None
+        if not no_create:
+            chosen = _creation(target_format, target, options, sum(node.size for node in nodes), backing, backing_format)
+            backing = chosen.values.get("backing_file")
+            _check_creation(chosen, len(sources), compress, bitmaps)
+        writable = OpenFlags(writable=True, resize=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
+        with Output(target, atomic and chosen is not None) as output:
+            if chosen is not None:
+                output.create(chosen, nodes, "converting %s" % target_format)
+            with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts) as node:
+                if inlet is not None:
+                    receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
+                else:
+                    _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
+            output.keep()
+    finally:
+        for node in nodes:
+            node.close()
+        for descriptor in (inlet, outlet):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+CHAINED = "Having a backing file for the target makes no sense when concatenating multiple input images"
+
+
+def _cache(mode: str, what: str) -> dict[str, bool]:
+    """The flags of a cache mode. Raises OptionError."""
+    flags = cache_flags(mode)
+    if flags is None:
+        raise OptionError("Invalid %s option: %s" % (what, mode))
+    return flags
+
+
+def _pipe(name: str, standard: int) -> Optional[int]:
+    """A descriptor of our own to stream through, where `name` is "-" or a pipe; None for what can be opened as an image.
+
+    Standard input is an image like any other where it is a file.
+    """
+    import os
+    import stat
+
+    try:
+        mode = os.fstat(standard).st_mode if name == "-" else os.stat(name).st_mode
+    except (OSError, ValueError):
+        return None
+    if name == "-" and (standard == 1 or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode))):
+        return os.dup(standard)
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return None
+    if name in ("/dev/stdin", "/dev/stdout"):
+        return os.dup(standard)
+    try:
+        return os.open(name, os.O_RDONLY if standard == 0 else os.O_WRONLY)
+    except OSError as exc:
+        raise Error("Could not open '%s': %s" % (name, exc.strerror), filename=name, errno=exc.errno) from exc
+
+
+def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], snapshot: Optional[str], bitmaps: bool) -> None:
+    """Raise Error for what the sources cannot give; `nodes` is empty if they come through a pipe."""
+    if not nodes and format not in (None, "raw"):
+        raise OptionError("An image of format '%s' cannot be read from a pipe" % format)
+    if snapshot is not None:
+        if count > 1:
+            raise OptionError("No support for concatenating multiple snapshot")
+        driver = nodes[0].driver if nodes else "raw"
+        if driver == "qcow2":
+            raise Unsupported("Failed to load snapshot: internal snapshots are not supported yet")
+        reason = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % driver
+        raise Unsupported("Failed to load snapshot: " + reason)
+    if bitmaps:
+        if count > 1:
+            raise OptionError("Copying bitmaps only possible with single source")
+        if not nodes or nodes[0].driver != "qcow2":
+            raise OptionError("Source lacks bitmap support")
+        raise Unsupported("Copying bitmaps is not supported yet")
+
+
+def _creation(
+    format: str, target: str, options: Optional[str], size: int, backing: Optional[str], backing_format: Optional[str]
+) -> CreationOptions:
+    """The options of the image to make. Raises OptionError."""
+    own, protocol = creatable(format, target)
+    chosen = CreationOptions(own, protocol, options)
+    chosen.set("size", size)
+    for key, value, what in (("backing_file", backing, "file"), ("backing_fmt", backing_format, "file format")):
+        if value is not None:
+            if chosen.field(key) is None:
+                raise OptionError("Backing %s not supported for file format '%s'" % (what, own.driver))
+            chosen.set(key, value)
+    return chosen
+
+
+def _check_creation(chosen: CreationOptions, sources: int, compress: bool, bitmaps: bool) -> None:
+    """Raise OptionError for creation options that do not go together with the rest."""
+    values = chosen.values
+    if values.get("backing_file") is not None:
+        if sources > 1:
+            raise OptionError(CHAINED)
+        if values.get("backing_fmt") is None:
+            raise OptionError("Use of backing file requires explicit backing format")
+    if compress:
+        if not chosen.own.supports_compression:
+            raise OptionError("Compression not supported for this file format")
+        if values.get("encryption") or values.get("encrypt.format"):
+            raise OptionError("Compression and encryption not supported at the same time")
+        if values.get("preallocation", "off") != "off":
+            raise OptionError("Compression and preallocation not supported at the same time")
+
+
+def _fill(node: Node, nodes: Sequence[Node], fresh: bool, overlay: bool, target_is_zero: bool, settings: Mapping[str, Any]) -> None:
+    """Copy the sources into the target that is open."""
+    if node.size < sum(source.size for source in nodes):
+        raise OptionError("output file is smaller than input file")
+    if target_is_zero and overlay:
+        raise OptionError("Cannot use --target-is-zero when the destination image has a backing file")
+    known = fresh and not overlay and settings["sparse_size"] != 0 and node.zero_initialized
+    copy(nodes, node, target_is_zero=target_is_zero or known, own=overlay, **settings)
+
+
+def _send(nodes: Sequence[Node], inlet: Optional[int], outlet: int, name: str, settings: Mapping[str, Any]) -> None:
+    """Write the sources into a pipe."""
+    with Outlet(outlet, name) as node:
+        if inlet is not None:
+            receive(inlet, node, sparse_size=0, progress=settings["progress"])
+        else:
+            copy(nodes, node, **{**settings, "sparse_size": 0, "copy_range": False, "threads": 1, "ordered": True})

@@ -4,13 +4,20 @@
 
 from __future__ import annotations
 
+from ..copy.transfer import SECTOR, copy
+from ..errors import Error
+from ..graph import Graph
+from ..node import OpenFlags
 from . import spec
-from .spec import VALUE, Command, Option
+from .creation import CreationOptions, creatable
+from .output import Output
+from .spec import VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional, Sequence
+    from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..graph import OpenPolicy
     from .ui import UI
 
 COMMAND = Command(
@@ -70,6 +77,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         skip=operands.get("skip", 0),
         force_share="force_share" in given,
         objects=given.objects,
+        warn=ui.error,
     )
     return 0
 
@@ -86,9 +94,50 @@ def dd(
     skip: int = 0,
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
+    policy: Optional[OpenPolicy] = None,
+    atomic: bool = False,
+    progress: Optional[Callable[[int, int], None]] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> None:
     """Make the image `target` of the bytes of `source` from block `skip` up to block `count`, blocks of `block_size` bytes.
 
-    As in qemu-img, `count` is counted from the beginning of the source and not from `skip`. Raises Error or OSError.
+    As in qemu-img, `count` is counted from the beginning of the source and not from `skip`. With `atomic` the target gets
+    its name only when it is whole. `warn` is told if there is nothing behind `skip`: then the target is empty. `progress` is
+    called with (bytes done, bytes in all) and ends the work by raising. Raises Error.
     """
-    raise NotImplementedError
+    graph = Graph(policy, objects)
+    with graph.open(source, format, OpenFlags(force_share=force_share), image_opts) as node:
+        try:
+            own, protocol = creatable(output_format, target)
+        except OptionError as exc:
+            if str(exc).startswith("Unknown file format"):
+                raise OptionError("Unknown file format") from None
+            raise
+        end = node.size if count is None else min(node.size, count * block_size)
+        start = skip * block_size
+        if start >= end and skip and warn is not None and start > node.size:
+            warn("%s: cannot skip to specified offset" % source)
+        size = max(0, end - start)
+        chosen = CreationOptions(own, protocol)
+        chosen.set("size", -(-size // SECTOR) * SECTOR)
+        with Output(target, atomic) as output:
+            output.create(chosen, [node], "creating output image")
+            writable = OpenFlags(writable=True, resize=True, no_flush=not atomic)
+            with output.open(graph, output_format, writable) as image:
+                try:
+                    copy([node], image, offset=start, length=size, target_is_zero=image.zero_initialized, progress=progress)
+                except Error as exc:
+                    raise _in_words_of_dd(exc) from exc
+            output.keep()
+
+
+def _in_words_of_dd(exc: Error) -> Error:
+    """The engine's errors as dd tells them."""
+    text = str(exc)
+    for begin, words in (
+        ("error while reading", "error while reading from input image file"),
+        ("error while writing", "error while writing to output image file"),
+    ):
+        if text.startswith(begin):
+            text = words + text[text.index(":") :]
+    return Error(text, filename=exc.filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)

@@ -1,0 +1,122 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The image that convert and dd make: created, opened for writing and, if asked for, given its name only when it is whole
+(https://www.qemu.org/docs/master/tools/qemu-img.html)."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import Error, OptionError
+from ..graph import identity, parse_filename
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterable, Optional
+
+    from ..graph import Graph
+    from ..node import Node, OpenFlags
+    from .creation import CreationOptions
+
+
+class Output:
+    """A new image named `filename`; with `atomic` it is written beside its name, and renamed by `keep`.
+
+    Use it in a `with` statement: leaving it without `keep` removes the draft. Without `atomic` what is there of the image stays.
+    """
+
+    def __init__(self, filename: str, atomic: bool) -> None:
+        self.filename = filename
+        self.path = filename  # what to create, and to open
+        self._draft = ""
+        self._final = ""
+        if atomic:
+            self._final = os.path.realpath(_local_path(filename))
+            folder, name = os.path.split(self._final)
+            # as long a name as the file system takes, and one that nobody else thinks of
+            self._draft = os.path.join(folder, ".%s.%s.part" % (name[:200], os.urandom(6).hex()))
+            self.path = self._draft
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._draft:
+            try:
+                os.unlink(self._draft)
+            except OSError:
+                return
+
+    def create(self, options: CreationOptions, sources: Iterable[Node], doing: str) -> None:
+        """Make the empty image. Raises Error "<filename>: error while <doing>: ..."; sources are never overwritten."""
+        from .create import write_image
+
+        try:
+            self._spare(sources)
+            write_image(self.path, options.own, options.protocol, *options.records())
+        except Error as exc:
+            raise self.named(exc, "error while %s: " % doing) from exc
+        except OSError as exc:
+            reason = "Could not create '%s': %s" % (self.filename, exc.strerror or exc)
+            raise Error("%s: error while %s: %s" % (self.filename, doing, reason), filename=self.filename, errno=exc.errno) from exc
+
+    def open(self, graph: Graph, format: Optional[str], flags: OpenFlags, image_opts: bool = False) -> Node:
+        """Open the image. Raises Error."""
+        try:
+            return graph.open(self.path, format, flags, image_opts)
+        except Error as exc:
+            if not self._draft:
+                raise
+            again = Error(str(exc).replace(self._draft, self.filename), filename=self.filename, errno=exc.errno, hint=exc.hint)
+            raise again from exc
+
+    def _spare(self, sources: Iterable[Node]) -> None:
+        """Raise Error if the image would take the place of a file that is being read."""
+        try:
+            status = os.stat(self._final or _local_path(self.filename))
+        except (OSError, ValueError, OptionError):
+            return
+        for node in sources:
+            for layer in node.layers():
+                if identity(layer) == (status.st_dev, status.st_ino):
+                    raise Error(
+                        'Failed to get "write" lock', filename=self.filename, hint="Is another process using the image [%s]?" % self.filename
+                    )
+
+    def named(self, exc: Error, words: str) -> Error:
+        """The error of an image, under the name that the user knows."""
+        text = str(exc).replace(self._draft, self.filename) if self._draft else str(exc)
+        return Error("%s: %s%s" % (self.filename, words, text), filename=self.filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)
+
+    def keep(self) -> None:
+        """The image is whole and closed: bring it to stable storage and give it its name, if it has none yet."""
+        if not self._draft:
+            return
+        for path, flags in ((self._draft, os.O_RDONLY), (os.path.dirname(self._draft), os.O_RDONLY | os.O_DIRECTORY)):
+            descriptor = os.open(path, flags)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if path is self._draft:
+                _copy_mode(self._final, self._draft)
+                os.rename(self._draft, self._final)
+        self._draft = ""
+
+
+def _copy_mode(old: str, new: str) -> None:
+    """Give the file that takes another's place the other's permission bits."""
+    try:
+        mode: Optional[int] = os.stat(old).st_mode & 0o7777
+    except OSError:
+        mode = None
+    if mode is not None:
+        os.chmod(new, mode)
+
+
+def _local_path(filename: str) -> str:
+    """The path of a local file. Raises OptionError for the name of anything else."""
+    described = parse_filename(filename).get("file")
+    if not isinstance(described, dict) or described.get("driver") != "file":
+        raise OptionError("%s: only a file can be written under another name first" % filename)
+    return str(described["filename"])
