@@ -228,6 +228,10 @@ class Hooks:
     def _truncate(self, size: int, preallocation: str) -> None:
         raise Unsupported("Image format driver does not support resize", filename=self.filename, errno=errno.ENOTSUP)
 
+    def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
+        """Make the image name another backing file, in one step that a crash does not tear apart."""
+        raise Unsupported("%s: the %s format has no backing file that could be changed" % (self.filename, self.driver), filename=self.filename)
+
     def _trim(self, end: int) -> None:
         """After a padded write that should have ended at `end`: cut what the padding added to the node."""
 

@@ -495,6 +495,15 @@ class Format(Node):
     def file(self) -> Node:
         return self.children["file"]
 
+    def change_backing(self, name: Optional[str], format: Optional[str] = None) -> None:
+        """Name `name` as the backing file, of the format `format`, without looking at either file's content; None names none.
+
+        The name is stored as it is. Raises ReadOnly, OptionError for a name that does not fit, Unsupported.
+        """
+        if self.read_only:
+            raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
+        self._change_backing(name, format)
+
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
         exclusive = ALL & ~(WRITE | RESIZE)

@@ -60,6 +60,8 @@ class Qcow2(Format):
         self._overlap: Optional[Overlap] = None
         if "data-file" in self.children and not header.incompatible_features & layout.DATA_FILE:
             raise Error("'data-file' can only be set for images with an external data file", errno=22)
+        if header.nb_snapshots and not flags.check:
+            self.snapshots()  # an image whose snapshots are damaged is refused
         if not flags.no_io:
             self._refuse_unreadable()
         if flags.writable:
@@ -217,6 +219,11 @@ class Qcow2(Format):
         from .resize import resize
 
         resize(self, size, preallocation)
+
+    def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
+        from .backing import change_backing
+
+        change_backing(self, name, format)
 
     def _flush(self) -> None:
         self.write_back()
