@@ -269,12 +269,19 @@ def read_header(file: Node, check: bool = False) -> Header:
         head += file.pread(len(head), max(0, min(cluster_size, file.size) - len(head)))
     end = header.backing_file_offset or cluster_size
     header.additional = head[HeaderV3.SIZE : header.header_length].ljust(max(0, header.header_length - HeaderV3.SIZE), b"\0")
-    head = _read_extensions(file, header, head, end)
+    _check_compression(header)
     unknown = header.incompatible_features & ~KNOWN_INCOMPATIBLE
     if unknown:
+        try:
+            _read_extensions(file, header, head, end)
+        except Error:
+            pass  # what counts is the feature that we do not know
         names = unknown_feature_names(unknown, header.extension(EXT_FEATURE_NAMES) or b"")
         raise Unsupported("Unsupported qcow2 feature(s): %s" % names, errno=95)
     _check_numbers(header, check)
+    head = _read_extensions(file, header, head, end)
+    if header.crypt_method == CRYPT_LUKS and header.extension(EXT_ENCRYPTION) is None:
+        raise Corrupt("Missing CRYPTO header for crypt method 2", errno=22)
     if header.backing_file_offset:
         if header.backing_file_size > min(MAX_BACKING_NAME, cluster_size - header.backing_file_offset):
             raise Corrupt("Backing file name too long", errno=22)
@@ -373,9 +380,6 @@ def _check_numbers(header: Header, check: bool) -> None:
     """Refuse numbers that are out of their limits, in QEMU's order and words."""
     if header.refcount_order > MAX_REFCOUNT_ORDER:
         raise Corrupt("Reference count entry width too large; may not exceed 64 bits", errno=22)
-    _check_compression(header)
-    if header.crypt_method > CRYPT_LUKS:
-        raise Unsupported("Unsupported encryption method %d" % ((header.crypt_method ^ 1 << 31) - (1 << 31)), errno=22)
     if header.extended_l2 and header.cluster_bits < 14:
         raise Corrupt("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes", errno=22)
     cluster_size = header.cluster_size
@@ -389,8 +393,8 @@ def _check_numbers(header: Header, check: bool) -> None:
         raise Corrupt("Image is too big", errno=27)
     if header.l1_size < needed:
         raise Corrupt("L1 table is too small", errno=22)
-    if header.crypt_method == CRYPT_LUKS and header.extension(EXT_ENCRYPTION) is None:
-        raise Corrupt("Missing CRYPTO header for crypt method 2", errno=22)
+    if header.crypt_method > CRYPT_LUKS:
+        raise Unsupported("Unsupported encryption method %d" % ((header.crypt_method ^ 1 << 31) - (1 << 31)), errno=22)
 
 
 def _check_table(header: Header, offset: int, size: int, limit: int, name: str) -> None:

@@ -52,11 +52,12 @@ def read_snapshots(image: Qcow2) -> tuple[list[Snapshot], int]:
         read_padded(image.file, offset, memoryview(fixed))
         entry = Snapshot.unpack(fixed)
         if entry.extra_data_size > MAX_SNAPSHOT_EXTRA:
-            raise Corrupt("Too much extra metadata in snapshot table entry %d" % len(found), filename=image.filename, errno=22)
-        if entry.l1_size > MAX_L1_SIZE // 8:
-            raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
-        if entry.l1_table_offset % image.cluster_size:
-            raise Corrupt("Snapshot L1 table offset invalid", filename=image.filename, errno=22)
+            raise Corrupt(
+                "Too much extra metadata in snapshot table entry %d" % len(found),
+                filename=image.filename,
+                errno=22,
+                hint="You can force-remove this extra metadata with qemu-img check -r all",
+            )
         rest = bytearray(entry.extra_data_size + entry.id_str_size + entry.name_size)
         read_padded(image.file, offset + SnapshotHeader.SIZE, memoryview(rest))
         entry.extra = bytes(rest[: entry.extra_data_size])
@@ -65,7 +66,12 @@ def read_snapshots(image: Qcow2) -> tuple[list[Snapshot], int]:
         found.append(entry)
         offset += SnapshotHeader.SIZE + len(rest) + 7 & ~7
         if offset - header.snapshots_offset > MAX_SNAPSHOT_TABLE_SIZE:
-            raise Corrupt("Snapshot table too large", filename=image.filename, errno=27)
+            raise Corrupt(
+                "Snapshot table is too big",
+                filename=image.filename,
+                errno=27,
+                hint="You can force-remove all %d overhanging snapshots with qemu-img check -r all" % (header.nb_snapshots - len(found) + 1),
+            )
     return found, offset - header.snapshots_offset
 
 
@@ -77,8 +83,8 @@ def list_snapshots(image: Qcow2) -> list[ListedSnapshot]:
 def _listed(entry: Snapshot) -> ListedSnapshot:
     extra = [int.from_bytes(entry.extra[start : start + 8], "big") for start in range(0, len(entry.extra) - 7, 8)]
     return ListedSnapshot(
-        entry.id.decode("utf-8", "replace"),
-        entry.name.decode("utf-8", "replace"),
+        _text(entry.id, 127),
+        _text(entry.name, 255),
         extra[0] if extra else entry.vm_state_size,
         entry.date_sec,
         entry.date_nsec,
@@ -88,12 +94,19 @@ def _listed(entry: Snapshot) -> ListedSnapshot:
     )
 
 
+def _text(name: bytes, most: int) -> str:
+    """A stored name up to its first NUL byte, and no longer than QEMU has it."""
+    return name.split(b"\0")[0][:most].decode("utf-8", "surrogateescape")
+
+
 def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:
     """Where the L2 tables of the snapshots are."""
     from .tables import big_array
 
     offsets: set[int] = set()
     for snapshot in snapshots:
+        if snapshot.l1_size > MAX_L1_SIZE // 8:
+            raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
         raw = bytearray(snapshot.l1_size * 8)
         read_padded(image.file, snapshot.l1_table_offset, memoryview(raw))
         offsets.update(entry & OFFSET_MASK for entry in big_array(raw))
