@@ -154,7 +154,7 @@ def read_snapshots(check: Check) -> list[Snapshot]:
         result.say("Discarding %d overhanging snapshots" % (count - MAX_SNAPSHOTS))
         check.snapshots_damaged += count - MAX_SNAPSHOTS
         count = MAX_SNAPSHOTS
-    if count and (header.snapshots_offset % check.cluster_size or header.snapshots_offset >> 63):
+    if header.snapshots_offset % check.cluster_size or header.snapshots_offset >> 63:
         result.say("qemu-img: ERROR snapshot table offset invalid")
         raise GiveUp("Invalid argument", errno=errno.EINVAL)
     found: list[Snapshot] = []
