@@ -15,7 +15,7 @@ from .options import Qcow2CreateOptions, Qcow2Options, check_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Optional, Sequence
+    from typing import Any, Iterable, Optional, Sequence, Union
 
     from ...check import CheckResult
     from ...extent import Extent
@@ -55,6 +55,7 @@ class Qcow2(Format):
         self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) if header.backing_file else None
         self.data_file: Node = self.children.get("data-file", self.file)
         self.ordered = True  # see barrier
+        self.reads = 0  # under way, while the image is writable: what they were told stays where it is
         self._tables: Optional[Tables] = None
         self._refcounts: Optional[Refcounts] = None
         self._overlap: Optional[Overlap] = None
@@ -166,6 +167,18 @@ class Qcow2(Format):
         )
 
     # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def pread_into(self, offset: int, buffer: Union[bytearray, memoryview]) -> None:
+        if self.read_only:
+            super().pread_into(offset, buffer)
+            return
+        with self._lock:
+            self.reads += 1
+        try:
+            super().pread_into(offset, buffer)
+        finally:
+            with self._lock:
+                self.reads -= 1
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         return self.tables.map(offset, length)

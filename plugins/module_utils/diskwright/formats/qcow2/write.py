@@ -177,7 +177,7 @@ def write_back(image: Qcow2) -> None:
                     file.write_hosted(base + low * 8, memoryview(big_bytes(tables.l1[low:high])))
                 tables.l1_dirty.clear()
                 tables.fresh.clear()
-        if refcounts is not None and refcounts.freed:
+        if refcounts is not None and refcounts.freed and not image.reads:  # nobody may read what takes the place
             image.barrier()
             refcounts.apply_freed()
             refcounts.cache.write()
