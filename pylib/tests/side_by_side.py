@@ -52,8 +52,13 @@ def same(line: str, place: Path) -> Outcome:
     args = shlex.split(line)
     expected = theirs(args, place)
     found = ours(args, place)
-    assert found == expected
+    assert found == expected, difference(line, found, expected)
     return found
+
+
+def difference(line: str, found: Outcome, expected: Outcome) -> str:
+    """What a person wants to see of a failure."""
+    return "%s\nqemu-img: %d\n%s%s\nours: %d\n%s%s" % (line, expected.code, expected.err, expected.out, found.code, found.err, found.out)
 
 
 def twins(place: Path) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from . import drivers
-from .errors import Denied, Error, OptionError
+from .errors import Denied, Error, OptionError, ReadOnly
 from .node import ALL, Format, Node, OpenFlags, Protocol, cache_flags
 from .options import flatten, nest, parse_value, opt, split_pairs
 
@@ -108,7 +108,12 @@ class Graph:
                 if spec.get("driver", format) != format:
                     raise OptionError("Driver specified twice")
                 spec = with_driver(spec, format)
-            return self.open_spec(spec, flags or OpenFlags())
+            flags = flags or OpenFlags()
+            node = self.open_spec(spec, flags)
+            if flags.writable and node.read_only:
+                node.close()
+                raise ReadOnly("Block node is read-only")
+            return node
         except Error as exc:
             raise prefixed("Could not open '%s': " % filename, exc, filename) from exc
         except OSError as exc:

@@ -110,7 +110,7 @@ def create(
         if announce is not None:
             announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
         chosen.set("size", -(-chosen.values["size"] // SECTOR) * SECTOR)
-        write_image(filename, own, protocol, *chosen.records())
+        write_image(filename, own, protocol, chosen.own_record(), chosen.protocol_record())
     except Error as error:
         raise prefixed("%s: " % filename, error, filename) from error
     except OSError as error:

@@ -101,17 +101,14 @@ class CreationOptions:
             words.append("%s=%s" % (key, text))
         return " ".join(words)
 
-    def records(self) -> tuple[Any, Any]:
-        """The records for the format and for the protocol. Raises OptionError for a value that a driver refuses.
+    def own_record(self) -> Any:
+        """The record for the format. Raises OptionError for a value that the driver refuses."""
+        cls = self._classes()[0]
+        return cls.from_mapping({key: value for key, value in self.values.items() if key in cls.fields})
 
-        What both declare is the format's, unless the file is all there is to the image.
-        """
+    def protocol_record(self) -> Any:
+        """The record for the protocol. What both declare is the format's, unless the file is all there is to the image."""
         classes = self._classes()
-        own = classes[0].from_mapping({key: value for key, value in self.values.items() if key in classes[0].fields})
-        if len(classes) == 1:
-            return own, own
-        whole = self.own.plain
-        rest = {
-            key: value for key, value in self.values.items() if key in classes[1].fields and (whole or key not in classes[0].fields)
-        }
-        return own, classes[1].from_mapping(rest)
+        taken = () if self.own.leaf or self.own.plain else classes[0].fields
+        fields = classes[-1].fields
+        return classes[-1].from_mapping({key: value for key, value in self.values.items() if key in fields and key not in taken})

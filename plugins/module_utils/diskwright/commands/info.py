@@ -172,9 +172,16 @@ def info(
             if not backing_chain or not record.full_backing_filename:
                 return records
             filename, format, image_opts = record.full_backing_filename, record.backing_format or None, False
-            policy.admit(node, Reference("backing", node.backing_filename or "", format), parse_filename(filename))
+            policy.admit(node, Reference("backing", node.backing_filename or "", format), _described(filename))
             if len(records) >= policy.max_chain:
                 raise Error("The backing chain is deeper than %d images" % policy.max_chain, filename=filename)
+
+
+def _described(filename: str) -> dict[str, Any]:
+    try:
+        return parse_filename(filename)
+    except Error:
+        return {}  # the attempt to open it will say what is wrong
 
 
 def _snapshot(snapshot: Snapshot) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _measure(source: Optional[Node], size: int, target_format: str, options: Opt
     except spec.OptionError as error:
         raise spec.InvalidOptions(error, "Invalid options for file format '%s'" % target_format) from error
     chosen.set("size", size)
-    return own.measure(chosen.records()[0], source)
+    return own.measure(chosen.own_record(), source)
 
 
 def _load_snapshot(source: Node, name: str) -> None:

@@ -62,7 +62,7 @@ class Raw(Format):
                 raise OptionError("Specified size is not multiple of %d" % SECTOR)
             if self.window > length - self.start:
                 raise OptionError(
-                    "The sum of offset (%d) and size (%d) has to be smaller or equal to the actual size of the containing file (%d)"
+                    "The sum of offset (%d) and size (%d) has to be smaller or equal to the  actual size of the containing file (%d)"
                     % (self.start, self.window, length)
                 )
         if self.start or self.window is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class NullOptions(Options):
     """Runtime options of null-co and null-aio."""
 
+    filename: str = opt("", help="nothing but the driver's own name", hidden=True)
     window: Size = opt(1 << 30, key="size", help="size of the device in bytes")
     latency_ns: int = opt(0, help="nanoseconds that each request takes")
     read_zeroes: bool = opt(False, help="reads return zeroes; off leaves the buffer as it is")
@@ -37,6 +38,8 @@ class NullCo(Protocol):
         super().__init__(options, flags)
         if not 0 <= options.latency_ns < 1 << 63:
             raise OptionError("latency-ns is invalid")
+        if options.filename not in ("", self.driver + "://"):
+            raise OptionError("The only allowed filename for this driver is '%s://'" % self.driver)
         self._size = options.window
         self._latency = options.latency_ns / 1e9
         self._read_zeroes = options.read_zeroes

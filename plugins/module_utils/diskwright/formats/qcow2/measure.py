@@ -52,10 +52,10 @@ def measure(options: Qcow2CreateOptions, source: Optional[Node]) -> Measure:
         required = 0
     else:
         required = _data(source, cluster_size)
-    if options.preallocation in ("full", "falloc") or options.backing_file is not None:
+    if options.preallocation in ("full", "falloc") or source is not None and options.backing_file is not None:
         required = aligned
     bitmaps = None
-    if source is not None and version >= 3 and source.driver == "qcow2":
+    if source is not None and version >= 3 and source.driver == "qcow2" and source.header.version >= 3:  # type: ignore[attr-defined]
         bitmaps = _bitmaps(source, cluster_size)  # type: ignore[arg-type]
     return Measure(metadata + required, metadata + aligned, bitmaps)
 

@@ -103,7 +103,10 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
         data = end_cluster - first_cluster
         other = data // tables.entries + 2
         other += (data + other) // refcounts.per_block + 2
-        file.truncate(refcounts.end_of_use() + (data + other) * size, mode)
+        try:
+            file.truncate(refcounts.end_of_use() + (data + other) * size, mode)
+        except Error as exc:
+            raise Error("Failed to resize underlying file: %s" % exc, filename=image.filename, errno=exc.errno) from exc
     for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
         for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
             while kind == kinds.UNALLOCATED and run:
