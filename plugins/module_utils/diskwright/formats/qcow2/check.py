@@ -50,7 +50,7 @@ _OVERFLOW_HINT = (
 )
 
 
-def big_array(raw: bytes) -> array[int]:
+def big_array(raw: Union[bytes, bytearray]) -> array[int]:
     """Big-endian u64 entries as native ones."""
     entries = array("Q", raw)
     if sys.byteorder == "little":
@@ -103,16 +103,19 @@ class Check:
         self.measure_file()
         self.read_refcount_table()
         self.tally = self.new_tally()
-        entries = self.cluster_size // header.l2_entry_size
-        odd = L2_RESERVED | COMPRESSED | OFFSET_MASK & (self.cluster_size - 1)
-        self._odd = int.from_bytes((odd | (ZERO if self.extended else 0)).to_bytes(8, "big") * entries, "big")
+        odd = L2_RESERVED | COMPRESSED | OFFSET_MASK & (self.cluster_size - 1) | (ZERO if self.extended else 0)
+        self._plain = [  # (number of a byte of an L2 entry, values in which no bit is odd)
+            (byte, bytes(value for value in range(256) if not value & mask)) for byte, mask in enumerate(odd.to_bytes(8, "big")) if mask
+        ]
+        self._buffer = bytearray(self.cluster_size)
         self._blocks: dict[int, bytes] = {}
 
     # -- the file ------------------------------------------------------------------------------------------------
 
     def measure_file(self) -> None:
         """Take the length of the file, as QEMU does: in whole sectors of 512 bytes."""
-        self.length = self.file.size + 511 & ~511
+        self.size = self.file.size
+        self.length = self.size + 511 & ~511
         clusters = -(-self.length // self.cluster_size)
         if clusters > MAX_CLUSTERS:
             raise GiveUp("File too large", filename=self.image.filename, errno=errno.EFBIG)
@@ -122,9 +125,18 @@ class Check:
         """Bytes of the file, zeroes beyond its end. Raises OSError, also for offsets that no file has."""
         if offset + length > MAX_FILE_OFFSET:
             raise OSError(errno.EIO, "Input/output error")
-        inside = max(0, min(length, self.file.size - offset))
+        inside = max(0, min(length, self.size - offset))
         data = self.file.pread(offset, inside) if inside else b""
         return data if inside == length else data.ljust(length, b"\0")
+
+    def read_cluster(self, offset: int) -> bytearray:
+        """Like `read`, for one cluster, in a buffer that the next call reuses."""
+        buffer = self._buffer
+        if offset + self.cluster_size > self.size:
+            buffer[:] = self.read(offset, self.cluster_size)
+        else:
+            self.file.pread_into(offset, buffer)
+        return buffer
 
     def write(self, offset: int, data: bytes, new: bool = False) -> None:
         """Write to a place that the image has for it; only what is `new` may make the file longer."""
@@ -243,7 +255,7 @@ class Check:
 
     def walk_l2(self, offset: int, active: bool) -> None:
         """Count what an L2 table refers to."""
-        raw = self.read(offset, self.cluster_size)
+        raw = self.read_cluster(offset)
         if is_zero(raw):
             return
         entries, bitmaps = self.split(raw)
@@ -253,17 +265,18 @@ class Check:
 
         walk_l2_entries(self, offset, big_array(entries), big_array(bitmaps), active)
 
-    def split(self, raw: bytes) -> tuple[bytes, bytes]:
+    def split(self, raw: Union[bytes, bytearray]) -> tuple[Union[bytes, bytearray], bytes]:
         """The entries and, apart from them, the bitmaps of an L2 table."""
         if not self.extended:
             return raw, b""
         words = array("Q", raw)
         return words[0::2].tobytes(), words[1::2].tobytes()
 
-    def walk_l2_runs(self, entries: bytes, bitmaps: bytes, active: bool) -> bool:
+    def walk_l2_runs(self, entries: Union[bytes, bytearray], bitmaps: bytes, active: bool) -> bool:
         """Count a table in which nothing is odd, by runs; False, and nothing done, if something is."""
-        if int.from_bytes(entries, "big") & self._odd:
-            return False
+        for byte, plain in self._plain:
+            if entries[byte::8].translate(None, plain):
+                return False
         total = len(entries) // 8
         runs = kernels.l2_runs(entries, 0, total, self.cluster_size, False, total)
         for index, count, kind, value in runs:
@@ -441,7 +454,7 @@ class Check:
                     return
 
 
-def is_zero(raw: Union[bytes, memoryview]) -> bool:
+def is_zero(raw: Union[bytes, bytearray, memoryview]) -> bool:
     """Whether all bytes are zero."""
     view = memoryview(raw)
     return all(_ZEROES.startswith(view[start : start + _CHUNK]) for start in range(0, len(view), _CHUNK))

@@ -15,7 +15,7 @@ from .overlap import ACTIVE_L1, ACTIVE_L2
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import Optional, Union
 
 _HAS_OFFSET = 2
 
@@ -60,7 +60,7 @@ def _refcount(state: Check, cluster: int) -> Optional[int]:
 
 
 def _check_l2(state: Check, offset: int, mend: bool) -> None:
-    raw = state.read(offset, state.cluster_size)
+    raw = state.read_cluster(offset)
     if is_zero(raw):
         return
     entries = state.split(raw)[0]
@@ -84,7 +84,7 @@ def _check_l2(state: Check, offset: int, mend: bool) -> None:
     write_guarded(state, offset, bytes(table), ACTIVE_L2, "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error")
 
 
-def _runs_agree(state: Check, entries: bytes) -> bool:
+def _runs_agree(state: Check, entries: Union[bytes, bytearray]) -> bool:
     """Whether the flags of all runs of a table are right; False also if that cannot be told by runs."""
     total = len(entries) // 8
     for _index, count, kind, value in kernels.l2_runs(entries, 0, total, state.cluster_size, False, total):

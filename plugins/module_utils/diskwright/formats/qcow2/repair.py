@@ -144,7 +144,7 @@ def _rebuild(state: Check) -> None:
     if state.rebuild:
         result.say("ERROR rebuilt refcount structure is still broken")
     result.leaks_fixed, result.corruptions_fixed = fixed
-    result.corruptions_fixed += max(0, before[0] - result.corruptions - state.corruptions)
+    result.corruptions_fixed += max(0, before[0] - result.corruptions)
     result.leaks_fixed += max(0, before[1] - result.leaks - state.leaks)
 
 

@@ -32,6 +32,8 @@ _SHORT = 24  # entries that are walked one by one before anything cleverer is tr
 
 _LANES_MAX = 16
 _lanes: dict[tuple[int, int], int] = {}
+_PERIOD_BITS = 17  # bytes that repeat after at most so many entries, as a power of 2, are compared with a period
+_periods: dict[tuple[int, int], tuple[int, bytes]] = {}
 
 
 def _big_array(raw: bytes, width: int) -> array[int]:
@@ -60,10 +62,56 @@ def _steps(width: int, step: int) -> int:
     return _lanes[key]
 
 
+def _period(shift: int, step_bits: int) -> tuple[int, bytes]:
+    """The bits from `shift` on of 0, 1 << step_bits, 2 << step_bits, ...: the length of a period, and periods for a table of 8192 entries."""
+    key = (shift, step_bits)
+    if key not in _periods:
+        if len(_periods) >= _LANES_MAX:
+            _periods.clear()
+        if shift < step_bits:
+            period = bytes(value << step_bits - shift & 0xFF for value in range(1 << shift + 8 - step_bits))
+        else:
+            period = b"".join(bytes((value,)) * (1 << shift - step_bits) for value in range(256))
+        _periods[key] = len(period), period * (-(-8192 // len(period)) + 1)
+    return _periods[key]
+
+
+def _is_ascending_by_bytes(raw: bytes, first: int, width: int, start: int, end: int, step_bits: int) -> bool:
+    """Whether entries start..end are first, first + (1 << step_bits), ...: looks at one byte of all entries at a time."""
+    count = end - start
+    if first + (count - 1 << step_bits) >> width * 8:
+        return False
+    low = first & (1 << step_bits) - 1
+    for byte in range(width):
+        column = raw[start * width + byte : end * width : width]
+        shift = (width - 1 - byte) * 8
+        if shift + 8 <= step_bits:
+            if column != bytes((low >> shift & 0xFF,)) * count:
+                return False
+        elif shift + 8 - step_bits <= _PERIOD_BITS and not low >> shift:
+            length, periods = _period(shift, step_bits)
+            phase = first >> step_bits & length - 1
+            if phase + count > len(periods):
+                periods = periods[:length] * -(-(phase + count) // length)
+            if column != periods[phase : phase + count]:
+                return False
+        else:
+            at = 0
+            while at < count:  # as long as the byte stays the same
+                value = first + (at << step_bits) >> shift
+                stop = min(count, max(at + 1, ((value + 1 << shift) - first + (1 << step_bits) - 1) >> step_bits))
+                if column[at:stop] != bytes((value & 0xFF,)) * (stop - at):
+                    return False
+                at = stop
+    return True
+
+
 def _is_ascending(raw: bytes, entries: array[int], width: int, start: int, end: int, step: int) -> bool:
     """Whether each of entries start..end exceeds the one before it by `step`."""
     if not step:
         return raw.startswith(memoryview(raw)[(start + 1) * width : end * width], start * width)
+    if not step & step - 1:
+        return _is_ascending_by_bytes(raw, entries[start], width, start, end, step.bit_length() - 1)
     first = entries[start]
     bits = width * 8
     steps = _steps(width, step)
