@@ -381,7 +381,7 @@ def _check_numbers(header: Header, check: bool) -> None:
     if header.refcount_order > MAX_REFCOUNT_ORDER:
         raise Corrupt("Reference count entry width too large; may not exceed 64 bits", errno=22)
     if header.extended_l2 and header.cluster_bits < 14:
-        raise Corrupt("Extended L2 entries are only supported with cluster sizes of at least 16384 bytes", errno=22)
+        raise Corrupt("Unsupported subcluster size: %d" % (header.cluster_size // SUBCLUSTERS), errno=22)
     cluster_size = header.cluster_size
     _check_table(header, header.refcount_table_offset, header.refcount_table_clusters * cluster_size, MAX_REFCOUNT_TABLE_SIZE, "Reference count table")
     if not check:
@@ -422,5 +422,5 @@ def l1_entries(header: Header, size: int) -> int:
 
 
 def name_text(name: Optional[bytes]) -> Optional[str]:
-    """A stored name as text that gives the same bytes back."""
-    return None if name is None else os.fsdecode(name)
+    """A stored name, up to its first NUL byte, as text that gives the same bytes back."""
+    return None if name is None else os.fsdecode(name.split(b"\0")[0])

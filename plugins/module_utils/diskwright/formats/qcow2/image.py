@@ -52,7 +52,7 @@ class Qcow2(Format):
         self.dirty = bool(header.incompatible_features & layout.DIRTY)
         self.encrypted = bool(header.crypt_method)
         self.backing_filename = name_text(header.backing_file)
-        self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) if header.backing_file else None
+        self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) or None if header.backing_file else None
         self.data_file: Node = self.children.get("data-file", self.file)
         self.ordered = True  # see barrier
         self.reads = 0  # under way, while the image is writable: what they were told stays where it is
