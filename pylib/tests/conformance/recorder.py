@@ -12,6 +12,9 @@ from diskwright.hooks import OpenFlags
 from diskwright.protocols.file import File, FileOptions
 
 
+SECTOR = 512
+
+
 class Request(NamedTuple):
     """One request: verb is read, write, zero, discard, truncate or flush."""
 
@@ -79,11 +82,23 @@ def after_crash(before: bytes, log: list[Request], position: int, chance: random
     """The file if the machine stops after `position` requests of `log`.
 
     What was flushed is there. Of what came later, `orderly`: all of it, in order; otherwise some of it, as a disk with a
-    cache may have written it (changes of size, which the file system orders, among them).
+    cache may have written it: whole sectors, as they were when they were written (changes of size, which the file system
+    orders, among them).
     """
     flushed = max((i + 1 for i in range(position) if log[i].verb == "flush"), default=0)
-    content = bytearray(before)
-    for i in range(position):
-        if i < flushed or orderly or chance.random() < 0.5:
-            apply(content, log[i])
+    cached = bytearray(before)
+    for request in log[:flushed]:
+        apply(cached, request)
+    content = bytearray(cached)
+    for request in log[flushed:position]:
+        apply(cached, request)
+        if not orderly and chance.random() < 0.5:
+            continue
+        if request.verb != "write":
+            apply(content, request)
+            continue
+        start = request.offset // SECTOR * SECTOR
+        end = min(len(cached), -(-(request.offset + request.length) // SECTOR) * SECTOR)
+        content.extend(bytes(max(0, end - len(content))))
+        content[start:end] = cached[start:end]
     return content
