@@ -76,9 +76,10 @@ class Refcounts:
             offset = self.block_offset(index)
             if not offset or offset in empty:
                 continue
-            used = len(bytes(self.cache.get(offset)).rstrip(b"\0")) if offset < self.image.file.size else 0
-            if used:
-                return index * self.per_block + -(-(used * 8) >> self.order)
+            block = bytes(self.cache.get(offset)).rstrip(b"\0") if offset < self.image.file.size else b""
+            if block:
+                bits = len(block) * 8 if self.order >= 3 else (len(block) - 1) * 8 + block[-1].bit_length()
+                return index * self.per_block + -(-bits >> self.order)
             empty.add(offset)
         return 0
 
