@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import Error, OptionError
 from ..graph import Graph, identity, identity_of_path, join_name, parse_filename, prefixed, with_driver
 from ..node import OpenFlags
@@ -172,23 +174,25 @@ def _open_backing(graph: Graph, name: str, format: Optional[str]) -> tuple[str, 
 
 
 def write_image(filename: str, own: type[Node], protocol: type[Node], own_options: Any, protocol_options: Any) -> None:
-    """Make the file, then the image in it; take the file away again if that fails."""
+    """Make the file, then the image in it; if that fails, take away what was made."""
     described = parse_filename(filename)["file"]
     path = str(described.get("filename", filename))
-    protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
-    if own.leaf:
-        return
+    made = not os.path.lexists(path)
     try:
+        protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
+        if own.leaf:
+            return
+        made = True
         with Graph().open_spec(described, OpenFlags(writable=True, resize=True)) as file:
             own.create(file, own_options)
     except BaseException:
-        _remove(path)
+        if made:
+            _remove(path)
         raise
 
 
 def _remove(path: str) -> None:
     """Remove a regular file that is not wanted any more."""
-    import os
     import stat
 
     try:
