@@ -145,19 +145,13 @@ def _sync(path: str) -> None:
         os.close(handle)
 
 
-def record_path(path: str) -> str:
-    """Where image_convert writes down what the image at `path` was made from."""
-    folder, name = os.path.split(os.path.realpath(path))
-    return os.path.join(folder, ".%s.source.json" % name)
-
-
 def remove(path: str) -> None:
     """Remove the image at `path`, or the link there, and the record of what it was made from. Raises Locked if it is in use."""
+    from ._record import forget
+
     if os.path.islink(path):
         os.unlink(path)
         return
-    record = record_path(path)
     with alone(path):
         os.unlink(path)
-    if os.path.lexists(record):
-        os.unlink(record)
+    forget(path)

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
-from ._beside import beside, record_path
+from . import _record
+from ._beside import beside
 from ._disk import observe as observe_disk
-from ._options import checked, joined
+from ._options import checked, joined, virtual_size
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
     State = Mapping[str, Any]
-
-RECORD_LIMIT = 1 << 20  # bytes of a record that are read
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,12 +27,44 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("up_to_date=content needs a single source")
     keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format")
     options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt"))
-    return {**{key: params[key] for key in keys}, "options": options, "private": params["mode"] is not None}
+    size = virtual_size(params["size"])
+    checksum = params["checksum"]
+    if checksum is not None:
+        _algorithm(checksum)
+        if len(params["src"]) > 1:
+            raise Refusal("checksum needs a single source")
+    return {**{key: params[key] for key in keys}, "options": options, "size": size, "checksum": checksum, "private": params["mode"] is not None}
+
+
+def _algorithm(checksum: str) -> str:
+    """The name of the algorithm in ALGORITHM:HEX. Raises Refusal."""
+    import hashlib
+
+    name, colon, digest = checksum.partition(":")
+    if not colon or name not in hashlib.algorithms_available or name.startswith("shake") or not digest:
+        raise Refusal("checksum: '%s' is not ALGORITHM:HEX with an algorithm that this Python has" % checksum)
+    return name
+
+
+def _verify(path: str, checksum: str) -> None:
+    """Raise Refusal unless the file at `path` has the checksum."""
+    import hashlib
+
+    total = hashlib.new(_algorithm(checksum))
+    with open(path, "rb") as file:
+        while True:
+            piece = file.read(1 << 20)
+            if not piece:
+                break
+            total.update(piece)
+    found = "%s:%s" % (_algorithm(checksum), total.hexdigest())
+    if found != checksum.lower():
+        raise Refusal("%s has the checksum %s, not %s" % (path, found, checksum))
 
 
 def request(want: State) -> dict[str, Any]:
     """What of the wanted state decides what the destination looks like."""
-    return {key: want[key] for key in ("src_format", "format", "options", "compress", "backing_file", "backing_format")}
+    return {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
 
 
 def identities(want: State) -> list[dict[str, Any]]:
@@ -75,6 +105,8 @@ def _difference_in_form(want: State, have: State) -> str:
         present = have["options"].get(key)
         if present is not None and present != value:
             return "it has %s=%s" % (key, present)
+    if want["size"] is not None and want["size"] != have["size"]:
+        return "it is %d bytes large" % have["size"]
     if (want["backing_file"] or None) != have["backing_file"]:
         return "its backing file is %s" % (have["backing_file"] or "none")
     return ""
@@ -82,23 +114,13 @@ def _difference_in_form(want: State, have: State) -> str:
 
 def _difference_from_record(want: State) -> str:
     if not os.path.isfile(want["dest"]):
-        raise Refusal("%s is not a file, so nothing is recorded beside it: up_to_date must be content or exists" % want["dest"])
-    try:
-        with open(record_path(want["dest"]), encoding="utf-8") as file:
-            record = json.loads(file.read(RECORD_LIMIT))
-        if record["request"] != request(want):
-            return "it was made with other parameters"
-        if record["sources"] != identities(want):
-            return "its source has changed since"
-        if record["inode"] != os.stat(want["dest"]).st_ino:
-            return "it was replaced since"
-    except FileNotFoundError as exc:
-        if exc.filename != record_path(want["dest"]):
-            raise
+        raise Refusal("%s is not a file, so nothing is recorded about it: up_to_date must be content or exists" % want["dest"])
+    record = _record.read(want["dest"])
+    if record is None:
         return "there is no record of what it was made from"
-    except (ValueError, KeyError, TypeError):
-        return "the record of what it was made from cannot be read"
-    return ""
+    if record.get("request") != _record.digest(request(want)):
+        return "it was made with other parameters"
+    return "" if record.get("sources") == _record.digest(identities(want)) else "its source has changed since"
 
 
 def _difference_in_content(want: State) -> str:
@@ -125,15 +147,22 @@ def plan(want: State, have: State) -> list[Step]:
     if options:
         argv += ["-o", options]
     change = {"state": "present", "format": want["format"], "backing_file": want["backing_file"], "current": True, "_reason": ""}
-    return [Step("convert", dest, have["_reason"], [*argv, *want["src"], dest], change, lambda: _run(want, options))]
+    more = []
+    if want["size"] is not None:
+        change["size"] = want["size"]
+        more.append(["qemu-img", "resize", "-f", want["format"], dest, str(want["size"])])
+    return [Step("convert", dest, have["_reason"], [*argv, *want["src"], dest], change, lambda: _run(want, options), more)]
 
 
 def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
     """Convert beside the final name, write down what it was made from, and rename."""
     from .diskwright.commands.convert import convert
+    from .diskwright.commands.resize import resize
 
     dest = os.path.abspath(want["dest"])
     sources = identities(want)
+    if want["checksum"] is not None:
+        _verify(want["src"][0], want["checksum"])
     with beside(dest, want["private"]) as temporary:
         convert(
             [os.path.abspath(path) for path in want["src"]],
@@ -146,14 +175,10 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
             backing_format=want["backing_format"],
             target_cache="writeback" if temporary == dest else "unsafe",
         )
+        if want["size"] is not None:
+            resize(temporary, want["size"], format=want["format"])
         if identities(want) != sources:
             raise Refusal("%s was changed while it was being converted" % ", ".join(want["src"]))
         if temporary != dest:
-            # Before the rename: a record of an image that never came about harms nothing, since it has another inode.
-            _write_record(record_path(dest), {"sources": sources, "request": request(want), "inode": os.stat(temporary).st_ino})
+            _record.write(dest, temporary, {"request": _record.digest(request(want)), "sources": _record.digest(sources)})
     return {"bytes": os.stat(dest).st_blocks * 512}
-
-
-def _write_record(path: str, record: Mapping[str, Any]) -> None:
-    with beside(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, sort_keys=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 
-from ._options import checked, joined, stored
+from ._options import checked, joined, stored, virtual_size
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -95,19 +95,15 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         return {"state": "absent", "path": params["path"]}
     from .diskwright.drivers import lookup_format
     from .diskwright.errors import OptionError
-    from .diskwright.units import parse_size
 
     options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", "preallocation"))
-    size = None
-    if params["size"] is not None:
-        size = -(-parse_size(params["size"], (1 << 63) - 512) // 512) * 512
     if params["backing_file"] is not None and not lookup_format(params["format"]).supports_backing:
         raise OptionError("Backing file not supported for file format '%s'" % params["format"])
     return {
         "state": "present",
         "path": params["path"],
         "format": params["format"],
-        "size": size,
+        "size": virtual_size(params["size"]),
         "backing_file": params["backing_file"],
         "backing_format": params["backing_format"],
         "options": options,

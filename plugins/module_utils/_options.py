@@ -18,6 +18,13 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
+def virtual_size(text: Optional[str]) -> Optional[int]:
+    """The size in bytes that a playbook gives in QEMU's grammar, rounded up to whole sectors. Raises OptionError."""
+    from .diskwright.units import parse_size
+
+    return None if text is None else -(-parse_size(text, (1 << 63) - 512) // 512) * 512
+
+
 def joined(options: Mapping[str, str]) -> Optional[str]:
     """`k=v,k2=v2`, or None for no options."""
     return ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in options.items()) or None

@@ -29,11 +29,11 @@ class Refusal(Exception):
 class Step:
     """One step: a `verb` on a `target`, and `why` it is needed.
 
-    `argv` is what an operator would have typed, `change` what becomes different in the state, `run` does it; what it
-    returns is added to the step in the task's result. Only `run` does any I/O.
+    `argv` is what an operator would have typed (and then `more`), `change` what becomes different in the state, `run` does
+    it; what it returns is added to the step in the task's result. Only `run` does any I/O.
     """
 
-    __slots__ = ("verb", "target", "why", "argv", "change", "run")
+    __slots__ = ("verb", "target", "why", "argv", "change", "run", "more")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Step:
         argv: Sequence[str],
         change: State,
         run: Callable[[], Optional[Mapping[str, Any]]],
+        more: Sequence[Sequence[str]] = (),
     ) -> None:
         self.verb = verb
         self.target = target
@@ -50,12 +51,13 @@ class Step:
         self.argv = tuple(argv)
         self.change = change
         self.run = run
+        self.more = tuple(more)
 
     def line(self) -> str:
-        """The command that the step replaces."""
+        """The command that the step replaces, or several."""
         from shlex import quote
 
-        return " ".join(quote(word) for word in self.argv)
+        return " && ".join(" ".join(quote(word) for word in words) for words in (self.argv, *self.more))
 
     def as_dict(self) -> dict[str, str]:
         """For a module's result."""

@@ -21,7 +21,9 @@ extends_documentation_fragment:
   - diskwright.images.attributes
 options:
   src:
-    description: The image on the managed node to convert. Several are concatenated in their order.
+    description:
+      - The image on the managed node to convert. Several are concatenated in their order.
+      - A name with a comma must be written as a list of one, since Ansible splits a plain string at commas.
     type: list
     elements: path
     required: true
@@ -29,6 +31,10 @@ options:
     description:
       - The format of O(src). It is told from the content if not given.
       - State it for raw images that others may have written to, since whoever writes a raw image decides what its content looks like.
+    type: str
+  checksum:
+    description:
+      - What O(src) must have, as ALGORITHM:HEX. Verified whenever O(src) is about to be converted, but not in check mode.
     type: str
   dest:
     description: The image to make.
@@ -41,6 +47,11 @@ options:
   options:
     description: Options of the format, by the names that C(qemu-img convert -o) has for them, for example V(compression_type).
     type: dict
+  size:
+    description:
+      - The virtual size of O(dest), with the suffixes V(k), V(M), V(G), V(T), V(P) and V(E) that count in 1024s. It must not be smaller
+        than that of O(src), which is the default.
+    type: str
   compress:
     description: Whether to compress the data.
     type: bool
@@ -55,8 +66,9 @@ options:
     type: str
   up_to_date:
     description:
-      - V(source) looks at a record that is kept beside the destination. It is up to date if it was made from the same file, unchanged
-        since (by size, inode and time of modification), with the same parameters. What was written to the destination afterwards stays.
+      - V(source) looks at a record that is kept with the destination (in an extended attribute, or in a hidden file beside it). The
+        destination is up to date if it was made from the same files, unchanged since by name, size, inode and time of
+        modification, with the same parameters. What was written to the destination afterwards stays.
       - V(content) compares the content of the source and the destination, which means reading both.
       - V(exists) leaves every image of the wanted form alone.
     type: str
@@ -80,6 +92,14 @@ EXAMPLES = r"""
     compress: true
     options:
       compression_type: zlib
+
+- name: A template of 20 GiB from a verified download
+  diskwright.images.image_convert:
+    src: /srv/incoming/debian-12.qcow2
+    checksum: sha256:2bfe9a3b0a4e9e5d6fd8f3c1b1e0c1f1c0f5e8d5b2d8f6f4d7f0c9a4d1a2b3c4
+    dest: /var/lib/images/debian-12.qcow2
+    size: 20G
+    mode: "0444"
 
 - name: Follow a source that is renewed now and then
   diskwright.images.image_convert:
@@ -127,9 +147,11 @@ from ..module_utils._runner import carry_out, reached, run, set_attributes  # no
 ARGUMENTS = {
     "src": {"type": "list", "elements": "path", "required": True},
     "src_format": {"type": "str"},
+    "checksum": {"type": "str"},
     "dest": {"type": "path", "required": True},
     "format": {"type": "str", "default": "qcow2"},
     "options": {"type": "dict"},
+    "size": {"type": "str"},
     "compress": {"type": "bool", "default": False},
     "backing_file": {"type": "str"},
     "backing_format": {"type": "str"},

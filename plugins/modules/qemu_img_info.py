@@ -27,7 +27,9 @@ attributes:
     support: N/A
 options:
   path:
-    description: The images.
+    description:
+      - The images.
+      - A name with a comma must be written as a list of one, since Ansible splits a plain string at commas.
     type: list
     elements: path
     required: true
@@ -134,6 +136,19 @@ images:
       description: The format of the backing file as it is stored in the image.
       type: str
       sample: qcow2
+    children:
+      description: The nodes below that hold the image, as qemu-img info has them.
+      type: list
+      elements: dict
+      sample: [{name: file, info: {filename: /var/lib/images/web.qcow2, format: file, virtual_size: 196616, actual_size: 200704, children: []}}]
+    filename:
+      description: The name of the image, a json: name where no plain one opens the same bytes.
+      type: str
+      sample: /var/lib/images/web.qcow2
+    snapshots:
+      description: Internal snapshots, if there are any.
+      type: list
+      elements: dict
     format_specific:
       description: What the format stores besides, by type.
       type: dict
