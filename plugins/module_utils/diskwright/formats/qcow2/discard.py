@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ... import kernels
+from ...extent import ZERO as STATUS_ZERO
 from ...kernels import contract as kinds
 from .header import COPIED, ZERO
 from .write import free_entries, table_parts, trim_freed
@@ -23,7 +24,7 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
     Without `unmap` clusters keep their room. Version 2 has no zero flag: there only clusters of an image without a
     backing file can be given up.
     """
-    start, end = whole_clusters(image, offset, length)
+    start, end = _covered(image, offset, length)
     if start >= end or image.header.version < 3 and image.backing_filename is not None:
         return offset, 0
     with image._lock:
@@ -32,7 +33,29 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
         else:
             _zero_parts(image, start, end, unmap)
         trim_freed(image)
+    start = max(start, offset)
     return start, min(end, offset + length) - start
+
+
+def _covered(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
+    """The whole clusters of a range, and those at its ends that it does not cover but that are zero already."""
+    start, end = whole_clusters(image, offset, length)
+    size = image.cluster_size
+    if start > end:  # inside one cluster
+        return (end, start) if _is_zero(image, end) else (start, end)
+    if offset < start and _is_zero(image, start - size):
+        start -= size
+    if end < min(offset + length, image.size) and _is_zero(image, end):
+        end += size
+    return start, end
+
+
+def _is_zero(image: Qcow2, offset: int) -> bool:
+    """Whether the cluster at `offset` reads as zeroes without having data of its own."""
+    if image.tables.find(offset)[0] in (kinds.NORMAL, kinds.COMPRESSED):
+        return False
+    length = min(image.cluster_size, image.size - offset)
+    return all(extent.status & STATUS_ZERO for extent in image.resolve(offset, length))
 
 
 def discard(image: Qcow2, offset: int, length: int) -> None:
@@ -116,6 +139,6 @@ def _punch_kept(image: Qcow2, start: int, end: int) -> None:
     write_back(image)
     image.file.flush()
     for extent in list(image.tables.map(start, end - start)):
-        if extent.host is image.file and extent.status & kinds.ZERO_ALLOC:
+        if extent.host is image.file and extent.status & STATUS_ZERO:
             low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
             image.file.pdiscard(extent.host_offset + low - extent.offset, high - low)

@@ -293,6 +293,17 @@ class Qcow2(Format):
         return data
 
     @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        own = super().child_flags(role, flags)
+        return own if role == "backing" else own.but(unmap=True)  # what is discarded there is decided here
+
+    @classmethod
+    def check_creation(cls, options: Any) -> None:
+        from .create import plan_header
+
+        plan_header(options)
+
+    @classmethod
     def create(cls, file: Node, options: Any) -> None:
         from .create import create
 

@@ -93,35 +93,31 @@ def grow_l1(image: Qcow2, entries: int) -> None:
 
 
 def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
-    """Give all clusters of a range room in the file: a place, and with "falloc" and "full" real blocks."""
+    """Give all clusters of a range a place behind the end of the file, where nothing was ever stored, and with "falloc" and
+    "full" real blocks. A file that cannot grow gets zeroes instead."""
     size, file = image.cluster_size, image.file
     refcounts, tables = image.refcounts, image.tables
     first_cluster, end_cluster = start // size, -(-end // size)
-    if mode != "metadata":
-        # real blocks come first: what metadata is written on the way must not make the file longer
+    if file.growable:
+        # the file grows first: no pointer in it may lead behind its end, and metadata must not take the place of blocks
         refcounts.skip_to(file.size)
         data = end_cluster - first_cluster
         other = data // tables.entries + 2
         other += (data + other) // refcounts.per_block + 2
-        try:
-            file.truncate(refcounts.end_of_use() + (data + other) * size, mode)
-        except Error as exc:
-            raise Error("Failed to resize underlying file: %s" % exc, filename=image.filename, errno=exc.errno) from exc
+        file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode)
     for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
         for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
             while kind == kinds.UNALLOCATED and run:
                 room = refcounts.room_in_block()
                 wanted = min(run, max((index + room) // SLICE, index // SLICE + 1) * SLICE - index)
-                if mode == "metadata":
-                    cluster, taken = refcounts.allocate(wanted)
-                else:
-                    cluster, taken = refcounts.take_tail(wanted), wanted
-                set_entries(image, l2_offset, index, ascending(cluster * size | COPIED, size, taken))
-                index += taken
-                run -= taken
-    reach = refcounts.end_of_use()
-    if mode != "metadata" or reach > file.size:
-        file.truncate(reach)
+                cluster = refcounts.take_tail(wanted)
+                if not file.growable:
+                    file.pwrite_zeroes(cluster * size, wanted * size)
+                set_entries(image, l2_offset, index, ascending(cluster * size | COPIED, size, wanted))
+                index += wanted
+                run -= wanted
+    if file.growable:
+        file.truncate(refcounts.end_of_use())
 
 
 def _shrink(image: Qcow2, size: int) -> None:
