@@ -8,7 +8,7 @@ from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..errors import Error, Unsupported
 from ..graph import Graph
-from ..node import OpenFlags, cache_flags
+from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
 from .creation import CreationOptions, creatable
 from .output import Output
@@ -283,7 +283,9 @@ def convert(
     if len(sources) > 1 and backing is not None:
         raise OptionError(CHAINED)
     graph = Graph(policy, objects)
-    flags = OpenFlags(force_share=force_share, **_cache(source_cache, "source cache"))
+    # nobody may write the sources meanwhile, unless the user says that it is all right
+    shared = ALL if force_share else ALL & ~(WRITE | RESIZE)
+    flags = OpenFlags(force_share=force_share, shared=shared, **_cache(source_cache, "source cache"))
     settings: dict[str, Any] = {
         "sparse_size": SPARSE_SIZE if sparse_size is None else sparse_size,
         "compress": compress,
@@ -314,7 +316,7 @@ def convert(
             chosen = _creation(target_format, target, options, sum(node.size for node in nodes), backing, backing_format)
             backing = chosen.values.get("backing_file")
             _check_creation(chosen, len(sources), compress, bitmaps)
-        writable = OpenFlags(writable=True, resize=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
+        writable = OpenFlags(writable=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
         with Output(target, atomic and chosen is not None) as output:
             if chosen is not None:
                 output.create(chosen, nodes, "converting %s" % target_format)

@@ -122,7 +122,7 @@ def dd(
         chosen.set("size", -(-size // SECTOR) * SECTOR)
         with Output(target, atomic) as output:
             output.create(chosen, [node], "creating output image")
-            writable = OpenFlags(writable=True, resize=True, no_flush=not atomic)
+            writable = OpenFlags(writable=True, no_flush=not atomic)
             with output.open(graph, output_format, writable) as image:
                 try:
                     copy([node], image, offset=start, length=size, target_is_zero=image.zero_initialized, progress=progress)
