@@ -13,7 +13,7 @@ import pytest
 
 import diskwright
 from diskwright.check import CheckResult
-from diskwright.commands.check import ImageCheck, NoCheck, exit_code, human
+from diskwright.commands.check import ImageCheck, NoCheck, check, exit_code, human
 from side_by_side import difference, ours, setup, theirs, twins
 
 GALLERY = r"""
@@ -122,14 +122,14 @@ def test_result(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The typed result, before, during and after a repair."""
     image = str(tmp_path / "leak.qcow2")
     (tmp_path / "leak.qcow2").write_bytes((pair[0].with_name("gallery") / "leak.qcow2").read_bytes())
-    before = diskwright.check(image)
+    before = check(image)
     assert (before.clean, before.result.leaks, before.leaks_fixed) == (False, 1, 0)
-    during = diskwright.check(image, repair="leaks")
+    during = check(image, repair="leaks")
     assert (during.clean, during.result.leaks, during.leaks_fixed, during.corruptions_fixed) == (True, 0, 1, 0)
     assert during.as_dict()["leaks-fixed"] == 1 and "leaks" not in during.as_dict()
-    after = diskwright.check(image)
+    after = check(image)
     assert after.clean and not after.messages
     with pytest.raises(NoCheck):
-        diskwright.check(image, format="raw")
+        check(image, format="raw")
     with pytest.raises(diskwright.OptionError):
-        diskwright.check(image, repair="some")
+        check(image, repair="some")

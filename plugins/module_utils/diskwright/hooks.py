@@ -299,6 +299,10 @@ class Hooks:
         return 0
 
     @classmethod
+    def check_creation(cls, options: Any) -> None:
+        """Raise whatever `create` would raise for these options alone: it is called before anything is touched."""
+
+    @classmethod
     def create(cls, file: Node, options: Any) -> None:
         """Write a new, empty image into `file` (opened for writing, of length 0); `options` is a `create_options` record."""
         raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)

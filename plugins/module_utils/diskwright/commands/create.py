@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+from ..drivers import KNOWN
 from ..errors import Error, OptionError
 from ..graph import Graph, identity, identity_of_path, join_name, parse_filename, prefixed, with_driver
-from ..node import OpenFlags
+from ..node import ALL, RESIZE, WRITE, OpenFlags
 from . import spec
 from .creation import CreationOptions, creatable
 from .spec import FLAG, VALUE, Command, Option, UsageError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SECTOR = 512  # sizes are rounded up to a multiple of it
 LOOP = "Error: Trying to create an image with the same filename as the backing file"
+MAX_GUEST = 0x7FFFFFFFC0000000  # bytes, the largest virtual size that QEMU's block layer takes
 UNKNOWN = (1 << 64) - 1  # a size that QEMU takes for none
 
 COMMAND = Command(
@@ -111,12 +114,29 @@ def create(
         _look_at_backing(chosen, filename, backing_unsafe, Graph(policy, objects, warn))
         if announce is not None:
             announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
-        chosen.set("size", -(-chosen.values["size"] // SECTOR) * SECTOR)
+        _check_announced(chosen)
         write_image(filename, own, protocol, chosen.own_record(), chosen.protocol_record())
     except Error as error:
+        if error.errno == errno.EFBIG:
+            hint = " (try using a larger cluster size)" if chosen.field("cluster_size") else ""
+            text = "%s: The image size is too large for file format '%s'%s" % (filename, format, hint)
+            raise Error(text, filename=filename, errno=error.errno) from error
         raise prefixed("%s: " % filename, error, filename) from error
     except OSError as error:
         raise Error("%s: %s" % (filename, error.strerror or error), filename=filename, errno=error.errno) from error
+
+
+def _check_announced(chosen: CreationOptions) -> None:
+    """Round the size up, and check what QEMU checks only after it has announced the image."""
+    size = -(-chosen.values["size"] // SECTOR) * SECTOR
+    if size >> 63:
+        raise OptionError("Could not resize file: Invalid argument" if chosen.own.plain else "Could not resize image: Image size cannot be negative")
+    if size > MAX_GUEST and not chosen.own.plain:
+        raise OptionError("Could not resize image: offset(%d) exceeds maximum(%d)" % (size, MAX_GUEST))
+    chosen.set("size", size)
+    format = chosen.values.get("backing_fmt")
+    if format is not None and format not in KNOWN.split():
+        raise OptionError("Parameter 'backing-fmt' does not accept value '%s'" % format)
 
 
 def _set_given(chosen: CreationOptions, size: Optional[int], backing: Optional[str], backing_format: Optional[str]) -> None:
@@ -166,7 +186,7 @@ def _open_backing(graph: Graph, name: str, format: Optional[str]) -> tuple[str, 
         described = parse_filename(name)
         if format is not None:
             described = with_driver(described, format)
-        with graph.open_spec(described, OpenFlags(no_io=True)) as node:
+        with graph.open_spec(described, OpenFlags(no_io=True, force_share=True)) as node:
             return node.driver, node.size, [identity(layer) for layer in node.layers()]
     except Error as error:
         hint = "Could not open backing image."
@@ -178,12 +198,15 @@ def write_image(filename: str, own: type[Node], protocol: type[Node], own_option
     described = parse_filename(filename)["file"]
     path = str(described.get("filename", filename))
     made = not os.path.lexists(path)
+    own.check_creation(own_options)
     try:
         protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
         if own.leaf:
             return
         made = True
-        with Graph().open_spec(described, OpenFlags(writable=True, resize=True)) as file:
+        # as the protocol had it while it created the file, if the format asks for no more
+        flags = OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE)
+        with Graph().open_spec(described, own.child_flags("file", flags)) as file:
             own.create(file, own_options)
     except BaseException:
         if made:

@@ -26,8 +26,6 @@ FEATURE_NAMES_ABOVE = 4096  # bytes; smaller clusters have no room for the table
 def create(cls: type[Qcow2], file: Node, options: Qcow2CreateOptions) -> None:
     """Write an empty image into the empty `file`: the smallest that can be, which then grows. Raises Error in QEMU's words."""
     header = plan_header(options)
-    if layout.l1_entries(header, options.size) * 8 > layout.MAX_L1_SIZE:
-        raise Error("The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=27)
     size = header.cluster_size
     header.size = 0
     header.refcount_table_offset, header.refcount_table_clusters = size, 1
@@ -63,6 +61,8 @@ def plan_header(options: Qcow2CreateOptions) -> layout.Header:
         header.incompatible_features |= layout.EXTENDED_L2
     if options.backing_file is not None:
         _set_backing(header, options)
+    if layout.l1_entries(header, options.size) * 8 > layout.MAX_L1_SIZE:
+        raise Error("The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=27)
     return header
 
 
