@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from typing import Iterator, Optional, Union
 
     from .image import Qcow2
-    from .mend import BlockEditor
-    from .overlap import Overlap
+    from .mend import BlockEditor, Metadata
     from .references import Bitmap, Snapshot
 
 MAX_FILE_OFFSET = 0x7FFFFFFFC0000000  # bytes; QEMU refuses I/O beyond
 MAX_CLUSTERS = (1 << 31) - 1  # clusters of a file that can be checked
-L2_REPEATS_MAX = 64  # how often one L1 table may name the same L2 table before the check is given up
+REPEATED_MAX = 128 << 20  # bytes of L2 tables that L1 tables name more than once, before the check is given up
 FINDINGS_MAX = 1000000  # damaged entries of mapping tables before the check is given up
 _CHUNK = 64 << 10  # bytes of a table that are looked at in one go
 _COMPARE = 32768  # refcounts that are compared in one go; a multiple of 8
@@ -96,10 +95,10 @@ class Check:
         self.snapshots_damaged = 0
         self.highest = 0  # the last cluster that is in use
         self.first = True  # this is the walk that reports; those for further windows of the tally only count
-        self.guard: Optional[Overlap] = None  # of what a repair writes
+        self.guard: Optional[Metadata] = None  # of what a repair writes
         self.quiet = False  # nothing is reported: it was before
         self.signalled = False
-        self.findings = 0
+        self.findings = self.repeated = 0
         self.measure_file()
         self.read_refcount_table()
         self.tally = self.new_tally()
@@ -139,8 +138,8 @@ class Check:
         return buffer
 
     def write(self, offset: int, data: bytes, new: bool = False) -> None:
-        """Write to a place that the image has for it; only what is `new` may make the file longer."""
-        if not new and offset + len(data) > self.length:
+        """Write to a place that the image has for it; only what is `new` may lie behind the end of the file."""
+        if not new and offset >= self.size:
             raise GiveUp("Input/output error", filename=self.image.filename, errno=errno.EIO)
         self.file.write_hosted(offset, memoryview(data))
 
@@ -211,7 +210,7 @@ class Check:
         """Count everything that the image refers to, in QEMU's order; the first walk also reports damage and counts clusters."""
         header = self.header
         if self.first:
-            self.result.total_clusters = -(-header.size // self.cluster_size)
+            self.result.total_clusters = -(-(header.size & ~511) // self.cluster_size)
             self.result.allocated_clusters = self.result.fragmented_clusters = self.result.compressed_clusters = 0
         self.count(0, self.cluster_size)
         self.walk_l1(header.l1_table_offset, header.l1_size, True)
@@ -227,7 +226,7 @@ class Check:
     def walk_l1(self, offset: int, size: int, active: bool) -> None:
         """Count an L1 table of `size` entries and all below it."""
         self.count(offset, size * 8)
-        repeats: dict[int, int] = {}
+        seen: set[int] = set()
         for _index, entry in self.l1_entries(offset, size):
             if entry & L1_RESERVED:
                 self.corruption("ERROR found L1 entry with reserved bits set: %x" % entry)
@@ -237,12 +236,17 @@ class Check:
                 self.corruption("ERROR l2_offset=%x: Table is not cluster aligned; L1 entry corrupted" % l2_offset)
             if active and not entry & COPIED:
                 self.copied_certain = False
-            seen = repeats.get(l2_offset, 0)
-            if seen >= L2_REPEATS_MAX:
-                raise GiveUp("L2 table at %#x is in use too often" % l2_offset, filename=self.image.filename, errno=errno.EIO)
-            if seen or len(repeats) < 65536:
-                repeats[l2_offset] = seen + 1
+            if l2_offset in seen and l2_offset < self.length:
+                self._allow_repeat()
+            elif len(seen) < 65536:
+                seen.add(l2_offset)
             self.walk_l2(l2_offset, active)
+
+    def _allow_repeat(self) -> None:
+        """An L1 table names an L2 table again: that is damage, and only so much work is spent on it."""
+        self.repeated += self.cluster_size
+        if self.repeated > REPEATED_MAX:
+            raise GiveUp("L2 tables are in use too often", filename=self.image.filename, errno=errno.EIO)
 
     def l1_entries(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
         """(index, entry) of the entries of an L1 table that are not zero."""
@@ -418,7 +422,7 @@ class Check:
         if not stored:
             self.rebuild = True
         leak = stored > counted
-        if edit is not None and stored and (leak or self.repair == "all"):
+        if edit is not None and stored and (leak or edit.all):
             result.say("Repairing cluster %d refcount=%d reference=%d" % (cluster, stored, counted))
             edit.set(cluster, counted)
             if leak:

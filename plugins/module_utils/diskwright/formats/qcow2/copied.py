@@ -10,7 +10,7 @@ from ... import kernels
 from ...kernels.contract import COPIED as COPIED_KIND
 from .check import Check, big_array, is_zero
 from .header import COMPRESSED, COPIED, OFFSET_MASK
-from .mend import write_guarded
+from .mend import guard_write
 from .overlap import ACTIVE_L1, ACTIVE_L2
 
 TYPE_CHECKING = False
@@ -36,7 +36,9 @@ def check_copied(state: Check, mend: bool) -> None:
         if refcount is not None and (refcount == 1) != bool(entry & COPIED):
             _report(state, mend, "OFLAG_COPIED L2 cluster: l1_index=%d l1_entry=%x refcount=%d" % (index, entry, refcount))
             if mend:
-                write_guarded(state, header.l1_table_offset + 8 * index, (entry ^ COPIED).to_bytes(8, "big"), ACTIVE_L1, "")
+                at = header.l1_table_offset + 8 * index
+                guard_write(state, at, 8, ACTIVE_L1)
+                state.write(at, (entry ^ COPIED).to_bytes(8, "big"))
         _check_l2(state, offset, mend)
     if mend:
         state.file.flush()
@@ -78,10 +80,14 @@ def _check_l2(state: Check, offset: int, mend: bool) -> None:
     if not mend or not changed:
         return
     width = 16 if state.extended else 8
-    table = bytearray(raw)
+    first, last = changed[0][0], changed[-1][0]
+    part = bytearray(raw[first * width : last * width + 8])
     for index, entry in changed:
-        table[index * width : index * width + 8] = entry.to_bytes(8, "big")
-    write_guarded(state, offset, bytes(table), ACTIVE_L2, "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error")
+        at = (index - first) * width
+        part[at : at + 8] = entry.to_bytes(8, "big")
+    complaint = "ERROR: Could not write L2 table; metadata overlap check failed: Input/output error"
+    guard_write(state, offset, state.cluster_size, ACTIVE_L2, complaint)
+    state.write(offset + first * width, bytes(part))
 
 
 def _runs_agree(state: Check, entries: Union[bytes, bytearray]) -> bool:

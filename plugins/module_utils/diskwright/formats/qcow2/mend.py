@@ -4,68 +4,89 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
+
 from ... import kernels
 from .check import MAX_CLUSTERS, MAX_FILE_OFFSET, Check, failed
-from .header import REFCOUNT_TABLE_MASK, ZERO
-from .overlap import ACTIVE_L2, INACTIVE_L1, INACTIVE_L2, NAMES, SNAPSHOT_TABLE
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .overlap import Overlap
+from .header import OFFSET_MASK, REFCOUNT_TABLE_MASK, ZERO
+from .overlap import (
+    ACTIVE_L1,
+    ACTIVE_L2,
+    HEADER,
+    INACTIVE_L1,
+    INACTIVE_L2,
+    NAMES,
+    REFCOUNT_BLOCK,
+    REFCOUNT_TABLE,
+    SNAPSHOT_TABLE,
+)
 
 _GROWTH_MAX = 1 << 30  # bytes by which a file grows to take in a refcount block that lies behind its end
 _FREED_MAX = 4096  # runs of freed clusters that are given back to the host
 
 
-def overlap_guard(state: Check) -> Overlap:
-    """The image's guard of metadata, as the file is now and but for snapshots, whose table may be what is being mended."""
-    state.image.forget_metadata()
-    guard = state.image.overlap
-    guard.mask &= ~(SNAPSHOT_TABLE | INACTIVE_L1 | INACTIVE_L2)
-    return guard
+class Metadata:
+    """Where the metadata of an image lies, as far as it can be told of a damaged one; the names are overlap.py's."""
+
+    def __init__(self, state: Check) -> None:
+        header, size = state.header, state.cluster_size
+        self.cluster_size = size
+        self.ranges = [
+            (HEADER, 0, size),
+            (ACTIVE_L1, header.l1_table_offset, header.l1_size * 8),
+            (REFCOUNT_TABLE, header.refcount_table_offset, header.refcount_table_clusters * size),
+            (SNAPSHOT_TABLE, header.snapshots_offset, state.snapshots_size),
+        ]
+        self.ranges.extend((INACTIVE_L1, snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in state.snapshots)
+        l2 = array("Q", (entry & OFFSET_MASK for _index, entry in state.l1_entries(header.l1_table_offset, header.l1_size)))
+        blocks = array("Q", (entry & REFCOUNT_TABLE_MASK for entry in state.reftable if entry & REFCOUNT_TABLE_MASK))
+        self.tables = [(ACTIVE_L2, array("Q", sorted(l2))), (REFCOUNT_BLOCK, array("Q", sorted(blocks)))]
+
+    def find(self, offset: int, length: int, ignore: int) -> int:
+        """The structure, not in the mask `ignore`, that a write would hit; 0 for none."""
+        end = offset + length
+        for kind, start, size in self.ranges:
+            if not kind & ignore and start < end and offset < start + size:
+                return kind
+        for kind, places in self.tables:
+            at = bisect_left(places, max(0, offset - self.cluster_size + 1))
+            if not kind & ignore and at < len(places) and places[at] < end:
+                return kind
+        return 0
 
 
-def find_overlap(state: Check, offset: int, length: int, ignore: int) -> int:
-    """The structure, not in the mask `ignore`, that a write would hit; 0 for none."""
+def guard_write(state: Check, offset: int, length: int, ignore: int, complaint: str = "") -> None:
+    """Raise GiveUp, having said why, where a write into a mapping table hits metadata that is not in the mask `ignore`."""
     if state.guard is None:
-        state.guard = overlap_guard(state)
-    found = state.guard.find(offset, length, ignore)
-    if found:
-        return found
-    ranges = [(SNAPSHOT_TABLE, state.header.snapshots_offset, state.snapshots_size)]
-    ranges.extend((INACTIVE_L1, snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in state.snapshots)
-    for kind, start, size in ranges:
-        if size and not kind & ignore and start < offset + length and offset < start + size:
-            return kind
-    return 0
-
-
-def write_guarded(state: Check, offset: int, data: bytes, ignore: int, complaint: str) -> None:
-    """Write into a mapping table. Raises GiveUp, having said why, where that would hit other metadata."""
-    kind = find_overlap(state, offset, len(data), ignore)
+        state.guard = Metadata(state)
+    kind = state.guard.find(offset, length, ignore)
     if kind:
         state.signal("Preventing invalid write on metadata (overlaps with %s)" % NAMES[kind])
         if complaint:
             state.result.say(complaint)
         raise failed(state)
-    state.write(offset, data)
 
 
 def zero_entry(state: Check, table: int, index: int, bitmap: int) -> None:
     """Make an L2 entry read as zeroes without a cluster."""
-    ignore = ACTIVE_L2 | INACTIVE_L2
     if state.extended:
-        data = bytes(8) + (bitmap & 0xFFFFFFFF00000000).to_bytes(8, "big")
-        write_guarded(state, table + index * 16, data, ignore, "ERROR: Overlap check failed")
+        at, data = table + index * 16, bytes(8) + (bitmap & 0xFFFFFFFF00000000).to_bytes(8, "big")
     else:
-        write_guarded(state, table + index * 8, ZERO.to_bytes(8, "big"), ignore, "ERROR: Overlap check failed")
+        at, data = table + index * 8, ZERO.to_bytes(8, "big")
+    guard_write(state, at, len(data), ACTIVE_L2 | INACTIVE_L2, "ERROR: Overlap check failed")
+    state.write(at, data)
 
 
 class BlockEditor:
-    """Writes mended refcounts, a block at a time, and gives freed clusters back to the host."""
+    """Writes mended refcounts, a block at a time, and gives freed clusters back to the host.
 
-    def __init__(self, state: Check) -> None:
+    Leaks are mended, and refcounts that are too low if `all` says so.
+    """
+
+    def __init__(self, state: Check, all: bool) -> None:
         self.state = state
+        self.all = all
         self._edits: dict[int, int] = {}
         self._freed: list[tuple[int, int]] = []
 
@@ -79,7 +100,7 @@ class BlockEditor:
                 self._freed.append((cluster, 1))
 
     def finish(self, index: int) -> None:
-        """Write block number `index`. Raises Corrupt if it lies on other metadata."""
+        """Write block number `index`."""
         if not self._edits:
             return
         state = self.state

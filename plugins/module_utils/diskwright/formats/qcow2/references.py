@@ -158,6 +158,7 @@ def read_snapshots(check: Check) -> list[Snapshot]:
         result.say("qemu-img: ERROR snapshot table offset invalid")
         raise GiveUp("Invalid argument", errno=errno.EINVAL)
     found: list[Snapshot] = []
+    incomplete: list[int] = []
     position = header.snapshots_offset
     for index in range(count):
         position = position + 7 & ~7
@@ -165,8 +166,7 @@ def read_snapshots(check: Check) -> list[Snapshot]:
         if snapshot.extra_size > MAX_SNAPSHOT_EXTRA:
             _long_extra(check, index, snapshot)
         elif header.version >= 3 and snapshot.extra_size < _SNAPSHOT_EXTRA:
-            check.snapshots_damaged += 1
-            result.say("%s snapshot table entry %d is incomplete" % ("Repairing" if check.repair == "all" else "ERROR", index))
+            incomplete.append(index)
         position += snapshot.size
         if position - header.snapshots_offset > MAX_SNAPSHOT_TABLE_SIZE:
             if check.repair != "all":
@@ -176,6 +176,9 @@ def read_snapshots(check: Check) -> list[Snapshot]:
             check.snapshots_damaged += count - index
             break
         found.append(snapshot)
+    for index in incomplete:
+        result.say("%s snapshot table entry %d is incomplete" % ("Repairing" if check.repair == "all" else "ERROR", index))
+    check.snapshots_damaged += len(incomplete)
     check.snapshots_size = position - header.snapshots_offset if count else 0
     return found
 
@@ -221,12 +224,13 @@ def snapshot_names(check: Check, snapshot: Snapshot) -> tuple[str, str]:
 
 def write_snapshots(check: Check) -> None:
     """Write the snapshot table anew, at another place, with whole and not too long entries; then free the old one."""
-    from .mend import overlap_guard
+    from .overlap import INACTIVE_L1, INACTIVE_L2, SNAPSHOT_TABLE
 
     image, header = check.image, check.header
     table = b"".join(_mended(check, snapshot) for snapshot in check.snapshots)
     old = header.snapshots_offset >> check.cluster_bits, -(-check.snapshots_size // check.cluster_size)
-    overlap_guard(check)
+    image.forget_metadata()
+    image.overlap.mask &= ~(SNAPSHOT_TABLE | INACTIVE_L1 | INACTIVE_L2)  # it would look for them in the table that is being mended
     offset = 0
     if table:
         offset = image.refcounts.allocate_whole(-(-len(table) // check.cluster_size)) << check.cluster_bits

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from ...check import CheckResult
-from ...errors import Error
+from ...errors import Corrupt, Error
 from .check import Check, GiveUp, failed
 from .header import BITMAPS, CORRUPT, DIRTY, EXT_BITMAPS
 
@@ -103,7 +103,7 @@ def _compare_again(state: Check) -> None:
     if state.tally.low:
         state.tally = state.new_tally()
         state.walk()
-    edit = BlockEditor(state)
+    edit = BlockEditor(state, state.repair == "all")
     while True:
         state.compare(edit)
         if not state.tally.advance():
@@ -128,12 +128,13 @@ def _rebuild(state: Check) -> None:
     state.rebuild = False
     result.corruptions = result.leaks = result.check_errors = 0
     fixed = result.leaks_fixed, result.corruptions_fixed
+    state.guard = None
     state.measure_file()
     state.read_refcount_table()
     state.tally = state.new_tally()
     state.first = True
     _restart(state)
-    edit = BlockEditor(state)
+    edit = BlockEditor(state, False)
     while True:
         state.walk()
         state.compare(edit)
@@ -159,7 +160,12 @@ def _finish_snapshots(state: Check) -> None:
     if state.repair == "all" and not result.check_errors:
         from .references import write_snapshots
 
-        write_snapshots(state)
+        try:
+            write_snapshots(state)
+        except Corrupt as exc:
+            result.say(str(exc))
+            result.say("ERROR failed to update snapshot table: Input/output error")
+            raise failed(state) from exc
         result.corruptions_fixed += state.snapshots_damaged
     else:
         result.corruptions += state.snapshots_damaged
