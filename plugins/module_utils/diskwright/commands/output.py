@@ -53,7 +53,7 @@ class Output:
 
         try:
             self._spare(sources)
-            write_image(self.path, options.own, options.protocol, *options.records())
+            write_image(self.path, options.own, options.protocol, options.own_record(), options.protocol_record())
         except Error as exc:
             raise self.named(exc, "error while %s: " % doing) from exc
         except OSError as exc:

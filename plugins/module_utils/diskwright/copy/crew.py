@@ -23,8 +23,9 @@ class Turn:
 
     def __init__(self, before: Optional[Turn]) -> None:
         self._before: Optional[LockType] = None if before is None else before._own
-        self._own: LockType = allocate_lock()
-        self._own.acquire()
+        own = allocate_lock()
+        own.acquire()
+        self._own: Optional[LockType] = own
 
     def wait(self) -> None:
         """Wait until the work before this has passed its turn on. May be called again."""
@@ -34,11 +35,15 @@ class Turn:
             self._before = None
 
     def pass_on(self) -> None:
-        """Let the next one go, once the one before this has passed its turn on too."""
+        """Let the next one go, once the one before this has passed its turn on too. May be called again."""
+        own = self._own
+        if own is None:
+            return
         try:
             self.wait()
         finally:
-            self._own.release()
+            self._own = None  # whoever comes next has nothing to wait for
+            own.release()
 
 
 class Crew:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 from ..errors import Error, Unsupported
+from ..node import aligned_buffer
 from .crew import Crew
 from .pieces import CHUNK, Loader, clear, failure, pieces, source_runs
 
@@ -54,7 +55,7 @@ def copy(
     copy_range       let the kernel copy between files where it can
     salvage          what cannot be read becomes zeroes, and `warn` is told
     threads          at most so many; fewer where more are known not to help
-    ordered          space in the target is taken in the order of the content, and written in that order
+    ordered          space in the target is taken in the order of the content
     rate             bytes a second, at most
     progress         called with (bytes done, bytes in all) in the caller's thread; what it raises ends the copy
 
@@ -136,7 +137,7 @@ class Transfer:
 
         progress = self.progress if get_ident() == self._caller else None
         # Room for what the last allocation unit has behind the end.
-        buffer = memoryview(bytearray(0 if self.copy_range else self._chunk))
+        buffer = aligned_buffer(0 if self.copy_range else self._chunk)
         take = self._crew.take
         while True:
             item = take()
@@ -144,11 +145,13 @@ class Transfer:
                 return
             (offset, length, reads), turn = item
             try:
+                if not self.ordered:
+                    turn.pass_on()
                 if not reads:
                     self._write_zeroes(offset, length, buffer, turn)
                 elif not self.copy_range or not self._copy_range(offset, length, reads):
                     if len(buffer) < self._chunk:  # the kernel would not copy after all
-                        buffer = memoryview(bytearray(self._chunk))
+                        buffer = aligned_buffer(self._chunk)
                     self._copy(offset, length, reads, buffer, turn)
             except Error:
                 self._crew.stop()
@@ -186,7 +189,7 @@ class Transfer:
                     self.target.write_compressed(offset + at, buffer[at : at + count], stored)
             else:
                 position = runs[0][0] if runs else 0
-                self._write(offset, length, runs, buffer)
+                self._write(offset, length, runs, buffer, turn)
             if not self.skip_zeroes:
                 for position, count in _rest(runs, length):
                     self.target.pwrite_zeroes(offset + position, count, True)
@@ -198,16 +201,21 @@ class Transfer:
         unit = self.unit
         return [(at, min(unit, start + count - at)) for start, count in runs for at in range(start, start + count, unit)]
 
-    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview) -> None:
-        """Write runs of the buffer, which holds the content from `offset` on."""
+    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Turn) -> None:
+        """Write runs of the buffer, which holds the content from `offset` on.
+
+        In order is only what decides where the data comes to lie. The writes themselves overlap: they are at most as many
+        pieces out of order as there are threads.
+        """
         target = self.target
         allocs: list[Alloc] = []
         writes: list[tuple[int, int, int, int]] = []
+        others: list[tuple[Node, int, int, int]] = []
         descriptor = self._loader.descriptor
         try:
             for at, count in runs:
                 if not self._whole_units(offset + at, count):
-                    target.pwrite(offset + at, buffer[at : at + count])
+                    others.append((target, offset + at, at, count))
                     continue
                 found = target.reserve(offset + at, count)
                 allocs += found
@@ -217,11 +225,17 @@ class Transfer:
                         clear(buffer, length, at + alloc.length)
                     fd = descriptor(alloc.host)
                     if fd < 0:
-                        alloc.host.write_hosted(alloc.host_offset, buffer[at : at + alloc.length])
+                        others.append((alloc.host, alloc.host_offset, at, alloc.length))
                     else:
                         writes.append((fd, alloc.host_offset, at, alloc.length))
+            turn.pass_on()
             if writes:
                 self._scatter(writes, buffer)
+            for host, position, at, count in others:
+                if host is target:
+                    host.pwrite(position, buffer[at : at + count])
+                else:
+                    host.write_hosted(position, buffer[at : at + count])
         except BaseException:
             target.withdraw(allocs)
             raise
@@ -249,7 +263,7 @@ class Transfer:
             if self.rate:
                 self._hold_back(count)
             clear(buffer, 0, count)
-            self._write(offset, count, [(0, count)], buffer)
+            self._write(offset, count, [(0, count)], buffer, turn)
             offset += count
 
     def _copy_range(self, offset: int, length: int, reads: list[Read]) -> bool:

@@ -1,0 +1,94 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The images that the benchmarks work on.
+
+data        2 GiB, half of it used: an ext4 file system with files of /usr in it, an eighth of them random bytes
+full        the same bytes without holes
+sparse100g  100 GiB with 2000 pieces of 100 KiB
+meta100g    qcow2 of 100 GiB with preallocated metadata (1 638 400 clusters)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+MIB = 1 << 20
+RANDOM = 0.12  # of the data cannot be compressed
+
+
+def make(name: str, folder: Path, size_mib: int) -> Path:
+    """The input `name` in `folder`, made if it is not there yet; `size_mib` is the virtual size of data and full."""
+    path = folder / (name if name in ("sparse100g", "meta100g.qcow2") else "%d-%s" % (size_mib, name))
+    if path.exists():
+        return path
+    draft = path.with_name(path.name + ".part")
+    if name == "data.raw":
+        _make_data(draft, size_mib)
+    elif name == "full.raw":
+        with open(make("data.raw", folder, size_mib), "rb") as source, open(draft, "wb") as target:
+            shutil.copyfileobj(source, target, MIB)
+    elif name == "sparse100g":
+        _make_sparse(draft)
+    elif name == "meta100g.qcow2":
+        _qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(draft), "100G")
+    else:
+        source = make("data.raw", folder, size_mib)
+        options = {"data.qcow2": (), "zlib.qcow2": ("-c", "-m", "16", "-W"), "zstd.qcow2": ("-c", "-o", "compression_type=zstd", "-m", "16", "-W")}[name]
+        _qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, str(source), str(draft))
+    os.rename(draft, path)
+    return path
+
+
+def _qemu_img(*arguments: str) -> None:
+    subprocess.run(["qemu-img", *arguments], check=True)
+
+
+def _make_data(path: Path, size_mib: int) -> None:
+    """An ext4 file system whose files fill half of it. No root rights are needed: mke2fs copies a directory."""
+    wanted = size_mib * MIB // 2
+    rng = random.Random(2)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="staging.") as staging:
+        taken = 0
+        copy = 0
+        noise = int(wanted * RANDOM)
+        while taken < wanted - noise:
+            before = taken
+            for folder, names, files in os.walk("/usr"):
+                names.sort()
+                for name in sorted(files):
+                    source = os.path.join(folder, name)
+                    if taken >= wanted - noise or os.path.islink(source) or not os.path.isfile(source):
+                        continue
+                    target = os.path.join(staging, str(copy), os.path.relpath(folder, "/"))
+                    os.makedirs(target, exist_ok=True)
+                    try:
+                        shutil.copyfile(source, os.path.join(target, name))
+                    except OSError:
+                        continue
+                    taken += -(-os.path.getsize(source) // 4096) * 4096
+            copy += 1
+            if taken == before:
+                raise SystemExit("there are no files in /usr to fill a file system with")
+        with open(os.path.join(staging, "noise"), "wb") as file:
+            for _number in range(noise // MIB):
+                file.write(rng.randbytes(MIB))
+        with open(path, "wb") as file:
+            file.truncate(size_mib * MIB)
+        mke2fs = shutil.which("mke2fs", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if mke2fs is None:
+            raise SystemExit("mke2fs is missing: install e2fsprogs")
+        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-d", staging, str(path)], check=True)
+
+
+def _make_sparse(path: Path) -> None:
+    rng = random.Random(3)
+    size = 100 << 30
+    with open(path, "wb") as file:
+        file.truncate(size)
+        for number in range(2000):
+            os.pwrite(file.fileno(), rng.randbytes(100 << 10), size // 2000 * number // 4096 * 4096)

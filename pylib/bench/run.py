@@ -1,0 +1,228 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Speed against qemu-img and cp, whole processes, in the same run: a table of ratios, and the same as JSON.
+
+    python pylib/bench/run.py [--quick] [--repeat N] [--size MIB] [--json FILE] [--list] [ROW...]
+
+ROW is a part of a row's name. Each round runs all programs of a row one after the other, and a ratio is the median over the
+rounds of (our time / qemu-img's time in the same round): what slows the machine down for a while slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+import inputs
+
+ROOT = Path(__file__).resolve().parents[2]
+PURE, ACCEL, QEMU, CP = "pure", "accel", "qemu-img", "cp"
+
+
+class Row(NamedTuple):
+    """One line of the table; the commands name their files {source}, {other} and {target}."""
+
+    name: str
+    source: str  # an input, see inputs.py
+    ours: str
+    theirs: str
+    goal_accel: Optional[float]
+    goal_pure: Optional[float]
+    place: str = "tmpfs"
+    other: str = ""
+    cp: str = ""
+    slow: bool = False
+    inner: bool = False  # timed inside a Python program
+
+
+COPY = "cp --sparse=always {source} {target}"
+TABLE = [
+    Row("raw -> qcow2, tmpfs", "data.raw", "convert -f raw -O qcow2 {source} {target}", "", 0.70, 0.75, cp=COPY),
+    Row("raw -> qcow2, ext4", "data.raw", "convert -f raw -O qcow2 {source} {target}", "", 0.45, 0.50, "disk", cp=COPY),
+    Row("raw without holes -> qcow2, tmpfs", "full.raw", "convert -f raw -O qcow2 {source} {target}", "", 0.65, 0.80, cp=COPY),
+    Row("qcow2 -> raw, tmpfs", "data.qcow2", "convert -f qcow2 -O raw {source} {target}", "", 0.75, 0.80, cp=COPY),
+    Row("qcow2 -> raw, ext4", "data.qcow2", "convert -f qcow2 -O raw {source} {target}", "", 0.50, 0.55, "disk", cp=COPY),
+    Row("raw -> raw, tmpfs", "data.raw", "convert -f raw -O raw {source} {target}", "", 0.70, 0.80, cp=COPY),
+    Row("qcow2 -> qcow2, tmpfs", "data.qcow2", "convert -f qcow2 -O qcow2 {source} {target}", "", 0.75, 0.90),
+    Row("sparse100g raw -> qcow2", "sparse100g", "convert -f raw -O qcow2 {source} {target}", "", 0.60, 0.80, cp=COPY),
+    Row("sparse100g raw -> raw", "sparse100g", "convert -f raw -O raw {source} {target}", "", 0.60, 0.80, cp=COPY),
+    Row("compare raw with full", "data.raw", "compare -f raw -F raw {source} {other}", "", 0.30, 0.60, other="full.raw"),
+    Row("convert -c zlib", "data.raw", "convert -c -m 16 -W -f raw -O qcow2 {source} {target}", "", 0.30, 1.0, slow=True),
+    Row("convert -c zstd", "data.raw", "convert -c -m 16 -W -f raw -O qcow2 -o compression_type=zstd {source} {target}", "", 0.50, None, slow=True),
+    Row("zlib qcow2 -> raw", "zlib.qcow2", "convert -f qcow2 -O raw {source} {target}", "", 0.35, 0.80, slow=True),
+    Row("zstd qcow2 -> raw", "zstd.qcow2", "convert -f qcow2 -O raw {source} {target}", "", None, None, slow=True),
+    Row("check meta100g", "meta100g.qcow2", "check -q -f qcow2 {source}", "", 0.15, 0.60),
+    Row("create preallocation=metadata 100 GiB, ext4", "", "create -q -f qcow2 -o preallocation=metadata {target} 100G", "", 0.10, 0.30, "disk"),
+    Row("info, whole process", "data.qcow2", "info -f qcow2 {source}", "", None, 1.8),
+    Row("info, from a Python program", "data.qcow2", "", "info --output=json {source}", 0.05, 0.10, inner=True),
+]
+
+# Times the same question asked by a Python program in the two ways; prints the median of each in seconds.
+INNER = """
+import json, statistics, subprocess, sys, time
+import diskwright
+def median(ask):
+    ask()
+    times = []
+    for _number in range(15):
+        began = time.perf_counter()
+        ask()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+path = sys.argv[1]
+ours = median(lambda: diskwright.info(path))
+theirs = median(lambda: json.loads(subprocess.run(["qemu-img", "info", "--output=json", path], stdout=subprocess.PIPE, check=True).stdout))
+print(ours, theirs)
+"""
+
+
+def command(words: str, program: str, row: Row, places: dict[str, Path], target: Path) -> list[str]:
+    """The command line of one program for a row."""
+    text = row.ours if program in (PURE, ACCEL) else row.cp if program == CP else row.theirs or row.ours
+    names = {"{source}": str(places.get("source", "")), "{other}": str(places.get("other", "")), "{target}": str(target)}
+    parsed = [names.get(word, word) for word in text.split()]
+    if program in (PURE, ACCEL):
+        return [str(Path(sys.executable).parent / "diskwright"), *parsed]
+    return parsed if program == CP else ["qemu-img", *parsed]
+
+
+def environment(program: str) -> dict[str, str]:
+    """The environment that decides between the twins."""
+    return {**os.environ, "DISKWRIGHT_ACCEL": "require" if program == ACCEL else "off"}
+
+
+def run_once(line: list[str], program: str, target: Path) -> float:
+    """Seconds that one process takes from start to end; its target is removed before."""
+    if target.exists():
+        target.unlink()
+    began = time.perf_counter()
+    subprocess.run(line, env=environment(program), stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
+def run_inner(program: str, source: Path) -> tuple[float, float]:
+    """Seconds of our call and of running qemu-img, in one Python program."""
+    line = [sys.executable, "-c", INNER, str(source)]
+    output = subprocess.run(line, env=environment(program), stdout=subprocess.PIPE, check=True, text=True).stdout.split()
+    return float(output[0]), float(output[1])
+
+
+def measure(row: Row, programs: list[str], rounds: int, memory: Path, disk: Path, size_mib: int) -> dict[str, object]:
+    """One row's results: medians in milliseconds and ratios to qemu-img's time."""
+    places = {key: inputs.make(name, memory, size_mib) for key, name in (("source", row.source), ("other", row.other)) if name}
+    target = (memory if row.place == "tmpfs" else disk) / "target"
+    times: dict[str, list[float]] = {program: [] for program in programs if program != CP or row.cp}
+    try:
+        for number in range(rounds + 1):  # the first round warms caches and does not count
+            order = list(times)
+            shift = number % len(order)
+            if row.inner:
+                pairs = {program: run_inner(program, places["source"]) for program in order if program != QEMU}
+                found = {program: pair[0] for program, pair in pairs.items()}
+                found[QEMU] = statistics.median(pair[1] for pair in pairs.values())
+            else:
+                found = {}
+                for program in order[shift:] + order[:shift]:
+                    found[program] = run_once(command(row.ours, program, row, places, target), program, target)
+            if number:
+                for program in order:
+                    times[program].append(found[program])
+    finally:
+        if target.exists():
+            target.unlink()
+    ratios = {
+        program: statistics.median(own / theirs for own, theirs in zip(series, times[QEMU])) for program, series in times.items() if program != QEMU
+    }
+    return {
+        "row": row.name,
+        "ms": {program: round(statistics.median(series) * 1000, 2) for program, series in times.items()},
+        "ratio": {program: round(ratio, 3) for program, ratio in ratios.items()},
+        "goal": {ACCEL: row.goal_accel, PURE: row.goal_pure},
+        "rounds": rounds,
+    }
+
+
+def has(program: str) -> bool:
+    """Whether a twin can be used here."""
+    line = [sys.executable, "-c", "import diskwright.kernels"]
+    return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def can_zstd(program: str) -> bool:
+    """Whether a twin has a zstd codec here."""
+    line = [sys.executable, "-c", "import diskwright.compression as c; c.zstd_compress(b'x')"]
+    return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def print_table(results: list[dict[str, object]], write: Callable[[str], object]) -> None:
+    """The results as text; a star marks a goal that was missed."""
+    write("%-46s %13s %13s %8s %10s\n" % ("", "accel (goal)", "pure (goal)", "cp", "qemu-img"))
+    for result in results:
+        ratio, goal, ms = result["ratio"], result["goal"], result["ms"]
+        cells = []
+        for program in (ACCEL, PURE):
+            own, wanted = ratio.get(program), goal[program]  # type: ignore[attr-defined, index]
+            if own is None:
+                cells.append("-")
+                continue
+            missed = "*" if wanted is not None and own > wanted else ""
+            cells.append("%s%.2f (%s)" % (missed, own, "-" if wanted is None else "%.2f" % wanted))
+        copied = ratio.get(CP)  # type: ignore[attr-defined]
+        write("%-46s %13s %13s %8s %7.0f ms\n" % (result["row"], *cells, "-" if copied is None else "%.2f" % copied, ms[QEMU]))  # type: ignore[index]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="part of a row's name; without any, all rows are run")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, and small images for the slow rows")
+    parser.add_argument("--repeat", type=int, help="rounds (default: 5)")
+    parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="virtual size of the images data and full (default: 2048)")
+    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a folder on tmpfs (default: /dev/shm)")
+    parser.add_argument("--disk", type=Path, default=ROOT / "build", help="a folder on a disk (default: build)")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="where the results go (default: build/bench.json)")
+    parser.add_argument("--list", action="store_true", help="list the rows and do nothing")
+    parser.add_argument("--keep", type=Path, help="keep the inputs in this folder, and use those that are there")
+    given = parser.parse_args()
+    rows = [row for row in TABLE if not given.rows or any(part in row.name for part in given.rows)]
+    if given.list:
+        for row in rows:
+            sys.stdout.write(row.name + "\n")
+        return 0
+    if shutil.which("qemu-img") is None:
+        sys.stderr.write("qemu-img is missing: install qemu-utils\n")
+        return 1
+    twins = [program for program in (ACCEL, PURE) if has(program)]
+    if ACCEL not in twins:
+        sys.stdout.write("The accelerator is not installed: its column stays empty.\n")
+    given.disk.mkdir(parents=True, exist_ok=True)
+    results = []
+    with tempfile.TemporaryDirectory(dir=given.memory, prefix="diskwright-bench.") as memory, tempfile.TemporaryDirectory(
+        dir=given.disk, prefix="bench."
+    ) as disk:
+        folder = given.keep or Path(memory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program)]
+            size = given.size // 8 if given.quick and row.slow else given.size
+            result = measure(row, programs, given.repeat or (3 if given.quick else 5), folder, Path(disk), size)
+            results.append(result)
+            sys.stderr.write("%s: %s\n" % (row.name, json.dumps(result["ratio"])))
+    print_table(results, sys.stdout.write)
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    given.json.write_text(json.dumps({"machine": machine, "size_mib": given.size, "rows": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
