@@ -148,7 +148,7 @@ def on_small_disk(before: str, line: str, place: Path) -> list[str]:
     program = "import sys; sys.argv[0] = 'qemu-img'; from diskwright.cli import main; sys.exit(main())"
     texts = []
     for tool in ("qemu-img", "%s -c %s" % (sys.executable, shlex.quote(program))):
-        script = "mount -t tmpfs -o size=4M none . && cd $PWD && %s && { %s %s; echo code $?; stat -c '%%n %%s' x*; }" % (before, tool, line)
+        script = "mount -t tmpfs -o size=4M none . && cd $PWD && %s && { %s %s; echo code $?; stat -c '%%n %%s' x.raw; qemu-img info x.qcow2 | grep virtual; }" % (before, tool, line)
         done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=place, capture_output=True, text=True, timeout=60, check=True)
         texts.append(done.stdout + done.stderr)
     return texts
