@@ -38,23 +38,37 @@ LINES = [
     "x",
     "-f raw x",
     "-f qcow2 x",
-    *("-f %s x %s" % (format, size) for format in ("raw", "qcow2") for size in (
-        "0 1 512 1000 1M 1000000 1.5G 2G 7.9E 1E 8E 9223372036854775807 9223372036854775296 -1 abc 1.5 0x10000 1P 32T 64T".split())),
-    *("-f %s -o size=%s x" % (format, size) for format in ("raw", "qcow2") for size in (
-        "0 1000 1M 1.5 -1 18446744073709551615 9223372036854775808 20E".split())),
-    *("-f raw -o %s x 1M" % options for options in (
-        "preallocation=off preallocation=falloc preallocation=full preallocation=metadata preallocation=bad preallocation nocow=on nocow=off "
-        "nonocow nocow nocow=bad extent_size_hint=0 preallocation=falloc,nocow=on,extent_size_hint=0 nosuch=1 nosuch size=2M "
-        "preallocation=falloc,preallocation=off cluster_size=64k backing_file=a.raw backing_fmt=raw").split()),
-    *("-f qcow2 -o %s x 3M" % options for options in (
-        "cluster_size=512 cluster_size=1k,cluster_size=2k cluster_size=2M cluster_size=4M cluster_size=3k cluster_size=abc cluster_size=256 "
-        "cluster_size=0 compat=0.10 compat=v2 compat=v3 compat=1.1 compat=9 compat= lazy_refcounts=on lazy_refcounts=yes lazy_refcounts "
-        "nolazy_refcounts lazy_refcounts=maybe lazy_refcounts=on,compat=0.10 refcount_bits=1 refcount_bits=64 refcount_bits=3 refcount_bits=128 "
-        "refcount_bits=abc refcount_bits=0 refcount_bits=-1 refcount_bits=8,compat=0.10 preallocation=off preallocation=metadata "
-        "preallocation=falloc preallocation=full preallocation=bad preallocation=metadata,cluster_size=512 compression_type=zlib "
-        "compression_type=zstd compression_type=x compression_type=zstd,compat=0.10 extended_l2=on,cluster_size=4k extended_l2=on,compat=0.10 "
-        "data_file_raw=on nocow=on,preallocation=metadata,extent_size_hint=0 backing_fmt=raw backing_file= nosuch=1 size=1M "
-        "size=1M,nosuch=1 ,cluster_size=1k cluster_size=1k, encrypt.format=bad encryption=off encrypt.format=luks").split()),
+    *(
+        "-f %s x %s" % (format, size)
+        for format in ("raw", "qcow2")
+        for size in ("0 1 512 1000 1M 1000000 1.5G 2G 7.9E 1E 8E 9223372036854775807 9223372036854775296 -1 abc 1.5 0x10000 1P 32T 64T".split())
+    ),
+    *(
+        "-f %s -o size=%s x" % (format, size)
+        for format in ("raw", "qcow2")
+        for size in ("0 1000 1M 1.5 -1 18446744073709551615 9223372036854775808 20E".split())
+    ),
+    *(
+        "-f raw -o %s x 1M" % options
+        for options in (
+            "preallocation=off preallocation=falloc preallocation=full preallocation=metadata preallocation=bad preallocation nocow=on nocow=off "
+            "nonocow nocow nocow=bad extent_size_hint=0 preallocation=falloc,nocow=on,extent_size_hint=0 nosuch=1 nosuch size=2M "
+            "preallocation=falloc,preallocation=off cluster_size=64k backing_file=a.raw backing_fmt=raw"
+        ).split()
+    ),
+    *(
+        "-f qcow2 -o %s x 3M" % options
+        for options in (
+            "cluster_size=512 cluster_size=1k,cluster_size=2k cluster_size=2M cluster_size=4M cluster_size=3k cluster_size=abc cluster_size=256 "
+            "cluster_size=0 compat=0.10 compat=v2 compat=v3 compat=1.1 compat=9 compat= lazy_refcounts=on lazy_refcounts=yes lazy_refcounts "
+            "nolazy_refcounts lazy_refcounts=maybe lazy_refcounts=on,compat=0.10 refcount_bits=1 refcount_bits=64 refcount_bits=3 refcount_bits=128 "
+            "refcount_bits=abc refcount_bits=0 refcount_bits=-1 refcount_bits=8,compat=0.10 preallocation=off preallocation=metadata "
+            "preallocation=falloc preallocation=full preallocation=bad preallocation=metadata,cluster_size=512 compression_type=zlib "
+            "compression_type=zstd compression_type=x compression_type=zstd,compat=0.10 extended_l2=on,cluster_size=4k extended_l2=on,compat=0.10 "
+            "data_file_raw=on nocow=on,preallocation=metadata,extent_size_hint=0 backing_fmt=raw backing_file= nosuch=1 size=1M "
+            "size=1M,nosuch=1 ,cluster_size=1k cluster_size=1k, encrypt.format=bad encryption=off encrypt.format=luks"
+        ).split()
+    ),
     "-f qcow2 -o compat=1.1 -o cluster_size=128k -o refcount_bits=8 x 5M",
     "-f nosuch x 1M",
     "-f file x 1M",
@@ -88,66 +102,69 @@ LINES = [
     "-f raw -b a.raw x 1M",
     "-f raw -b a.raw -F raw x 1M",
     "-f raw -F raw x 1M",
-    *("-f qcow2 %s" % options for options in (
-        "-b a.raw x",
-        "-b a.raw x 1M",
-        "-b a.raw -F raw x",
-        "-b a.raw -F raw x 5M",
-        "-b a.raw -F raw x 1k",
-        "-b odd.raw -F raw x",
-        "-b plain.qcow2 -F qcow2 x",
-        "-b plain.qcow2 -F raw x",
-        "-b plain.qcow2 x",
-        "-b over.qcow2 -F qcow2 x",
-        "-b over.qcow2 -F qcow2 -o compat=0.10 x",
-        "-F raw x 1M",
-        "-b nosuch -F raw x",
-        "-b nosuch -F raw x 1M",
-        "-b nosuch x 1M",
-        "-u -b nosuch -F raw x",
-        "-u -b nosuch -F raw x 1M",
-        "-u -b nosuch x 1M",
-        "-u -b nosuch -F nosuch x 1M",
-        "-u -b plain.qcow2 -F qcow2 x",
-        "-b x -F qcow2 x",
-        "-u -b x -F qcow2 x 1M",
-        "-b a.raw -F nosuch x",
-        "-b a.raw -F '' x",
-        "-b a.raw -F qcow2 x",
-        "-b a.raw -F file x",
-        "-b a.raw -F null-co x",
-        "-b '' -F raw x 1M",
-        "-b '' x 1M",
-        "-b gone.qcow2 -F qcow2 x",
-        "-b gone.qcow2 -F qcow2 x 1M",
-        "-b null-co:// -F raw x",
-        "-b foo:x -F raw x",
-        "-b dir -F raw x",
-        "-b 'a b,c' -F raw x",
-        "-b ../a.raw -F raw sub/x",
-        "-b a.raw -F raw sub/x",
-        "-b up.qcow2 -F qcow2 sub/x",
-        "-b file:a.raw -F raw x",
-        "-b sub/up.qcow2 -F qcow2 x",
-        "-o backing_file=a.raw,backing_fmt=raw x",
-        "-o backing_file=a.raw x",
-        "-o backing_file=nosuch,backing_fmt=raw -b a.raw x",
-        "-o backing_file=nosuch -b a.raw -F raw x",
-        "-F raw -o backing_file=a.raw x",
-        "-F raw -o backing_file=a.raw,backing_fmt=qcow2 x",
-        "-o backing_file='a b,,c',backing_fmt=raw x",
-        "-b a.raw -F raw -o preallocation=full x",
-        "-b a.raw -F raw -o preallocation=metadata x",
-        "-b a.raw -F raw -o cluster_size=512 x",
-        "-b a.raw -F raw -o data_file_raw=on x",
-        """-b 'json:{"driver":"raw","file":{"driver":"file","filename":"a.raw"}}' -F raw x""",
-        """-b 'json:{"driver":"raw","file":{"driver":"file","filename":"a.raw"}}' x""",
-        """-b 'json:{"driver":"raw","offset":512,"size":1024,"file":{"driver":"file","filename":"a.raw"}}' -F raw x""",
-        "-b %s -F raw x" % ("d/" * 600 + "a.raw"),
-        "-u -b %s -F raw x 1M" % ("n" * 1023),
-        "-u -b %s -F raw x 1M" % ("n" * 1024),
-        "-u -b n -F %s x 1M" % ("n" * 300),
-    )),
+    *(
+        "-f qcow2 %s" % options
+        for options in (
+            "-b a.raw x",
+            "-b a.raw x 1M",
+            "-b a.raw -F raw x",
+            "-b a.raw -F raw x 5M",
+            "-b a.raw -F raw x 1k",
+            "-b odd.raw -F raw x",
+            "-b plain.qcow2 -F qcow2 x",
+            "-b plain.qcow2 -F raw x",
+            "-b plain.qcow2 x",
+            "-b over.qcow2 -F qcow2 x",
+            "-b over.qcow2 -F qcow2 -o compat=0.10 x",
+            "-F raw x 1M",
+            "-b nosuch -F raw x",
+            "-b nosuch -F raw x 1M",
+            "-b nosuch x 1M",
+            "-u -b nosuch -F raw x",
+            "-u -b nosuch -F raw x 1M",
+            "-u -b nosuch x 1M",
+            "-u -b nosuch -F nosuch x 1M",
+            "-u -b plain.qcow2 -F qcow2 x",
+            "-b x -F qcow2 x",
+            "-u -b x -F qcow2 x 1M",
+            "-b a.raw -F nosuch x",
+            "-b a.raw -F '' x",
+            "-b a.raw -F qcow2 x",
+            "-b a.raw -F file x",
+            "-b a.raw -F null-co x",
+            "-b '' -F raw x 1M",
+            "-b '' x 1M",
+            "-b gone.qcow2 -F qcow2 x",
+            "-b gone.qcow2 -F qcow2 x 1M",
+            "-b null-co:// -F raw x",
+            "-b foo:x -F raw x",
+            "-b dir -F raw x",
+            "-b 'a b,c' -F raw x",
+            "-b ../a.raw -F raw sub/x",
+            "-b a.raw -F raw sub/x",
+            "-b up.qcow2 -F qcow2 sub/x",
+            "-b file:a.raw -F raw x",
+            "-b sub/up.qcow2 -F qcow2 x",
+            "-o backing_file=a.raw,backing_fmt=raw x",
+            "-o backing_file=a.raw x",
+            "-o backing_file=nosuch,backing_fmt=raw -b a.raw x",
+            "-o backing_file=nosuch -b a.raw -F raw x",
+            "-F raw -o backing_file=a.raw x",
+            "-F raw -o backing_file=a.raw,backing_fmt=qcow2 x",
+            "-o backing_file='a b,,c',backing_fmt=raw x",
+            "-b a.raw -F raw -o preallocation=full x",
+            "-b a.raw -F raw -o preallocation=metadata x",
+            "-b a.raw -F raw -o cluster_size=512 x",
+            "-b a.raw -F raw -o data_file_raw=on x",
+            """-b 'json:{"driver":"raw","file":{"driver":"file","filename":"a.raw"}}' -F raw x""",
+            """-b 'json:{"driver":"raw","file":{"driver":"file","filename":"a.raw"}}' x""",
+            """-b 'json:{"driver":"raw","offset":512,"size":1024,"file":{"driver":"file","filename":"a.raw"}}' -F raw x""",
+            "-b %s -F raw x" % ("d/" * 600 + "a.raw"),
+            "-u -b %s -F raw x 1M" % ("n" * 1023),
+            "-u -b %s -F raw x 1M" % ("n" * 1024),
+            "-u -b n -F %s x 1M" % ("n" * 300),
+        )
+    ),
 ]
 
 # Where an existing file is destroyed by qemu-img for a mistake in the options, ours survives (docs: deliberate differences).
@@ -243,8 +260,7 @@ def test_function(tmp_path: Path) -> None:
     said: list[str] = []
     diskwright.create(str(tmp_path / "x"), 1000, format="qcow2", options="cluster_size=4k", announce=said.append)
     assert said == [
-        "Formatting '%s', fmt=qcow2 cluster_size=4096 extended_l2=off compression_type=zlib size=1000 lazy_refcounts=off refcount_bits=16\n"
-        % (tmp_path / "x")
+        "Formatting '%s', fmt=qcow2 cluster_size=4096 extended_l2=off compression_type=zlib size=1000 lazy_refcounts=off refcount_bits=16\n" % (tmp_path / "x")
     ]
     assert diskwright.info(str(tmp_path / "x"))[0].virtual_size == 1024
     with pytest.raises(diskwright.OptionError, match="^%s: Invalid parameter 'nosuch'" % (tmp_path / "y")):

@@ -181,9 +181,7 @@ def test_no_permission(place: Path, tmp_path: Path) -> None:
 
 def test_in_use(place: Path) -> None:
     """An image that another process writes to: refused with the same words, shown with -U."""
-    holder = subprocess.Popen(
-        ["qemu-io", "-f", "qcow2", "plain.qcow2"], cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen(["qemu-io", "-f", "qcow2", "plain.qcow2"], cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdin and holder.stdout
         holder.stdin.write("length\n")

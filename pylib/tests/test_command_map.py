@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import resource
 from pathlib import Path
@@ -53,8 +54,21 @@ IMAGES = (
 ).split()
 
 OTHERS = [
-    *("-s %s -l %s %s" % (start, length, image) for image in ("sparse.raw", "top.qcow2") for start, length in (
-        ("1M", "1M"), ("100", "1000"), ("327680", "100"), ("4M", "4M"), ("3M", "0"), ("0", "10M"), ("10M", "1"), ("0x10000", "1.5M"), ("5M", "1"))),
+    *(
+        "-s %s -l %s %s" % (start, length, image)
+        for image in ("sparse.raw", "top.qcow2")
+        for start, length in (
+            ("1M", "1M"),
+            ("100", "1000"),
+            ("327680", "100"),
+            ("4M", "4M"),
+            ("3M", "0"),
+            ("0", "10M"),
+            ("10M", "1"),
+            ("0x10000", "1.5M"),
+            ("5M", "1"),
+        )
+    ),
     "-s 1M sparse.raw",
     "-l 7000 odd.raw",
     "-f raw mid.qcow2",
@@ -88,10 +102,16 @@ def test_random_chains(tmp_path: Path, seed: int) -> None:
         size = chance.choice((1800, 2000, 2304))
         options = "cluster_size=%s,compat=%s" % (chance.choice(("512", "4k", "64k")), chance.choice(("0.10", "1.1")))
         script.append("qemu-img create -f qcow2 -o %s -b %s -F %s %s %dk" % (options, below, "qcow2" if layer else "raw", name, size))
-        script.append("qemu-io %s %s" % (name, " ".join(
-            "-c '%s %dk %dk'" % (chance.choice(("write", "write -z", "discard", "write -z -u")), chance.randrange(1700), chance.randrange(1, 99))
-            for _round in range(12)
-        )))
+        script.append(
+            "qemu-io %s %s"
+            % (
+                name,
+                " ".join(
+                    "-c '%s %dk %dk'" % (chance.choice(("write", "write -z", "discard", "write -z -u")), chance.randrange(1700), chance.randrange(1, 99))
+                    for _round in range(12)
+                ),
+            )
+        )
         below = name
     setup("\n".join(script), tmp_path)
     for layer in range(3):
@@ -127,6 +147,12 @@ def test_entries(place: Path) -> None:
         {"start": 1 << 20, "length": 64 << 10, "depth": 0, "present": True, "zero": False, "data": True, "compressed": False, "offset": 327680}
     ]
     assert entries[0].filename == str(place / "mid.qcow2")
+
+
+def test_an_iterator_that_nobody_reads_closes_the_image(place: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    map_image(str(place / "mid.qcow2"))
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_error_in_the_middle(place: Path, tmp_path: Path) -> None:

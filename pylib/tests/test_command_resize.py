@@ -39,12 +39,24 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 LINES = [
-    *("-f raw %s %s %s" % (image, option, size) for image in ("a.raw", "odd.raw", "empty", "data.raw") for option in ("", "--shrink") for size in (
-        "2M", "1M", "512", "1000", "0", "+512", "-- -512", "+0", "1048577", "-- -1G", "3000001")),
-    *("%s %s %s" % (image, option, size) for image in ("plain.qcow2", "v2.qcow2", "tiny.qcow2", "over.qcow2", "full.qcow2")
-      for option in ("", "--shrink") for size in ("1M", "2M", "+1M", "-- -512k", "0", "1000", "512", "2G", "1536k", "7E")),
-    *("--preallocation %s %s %s" % (mode, image, size) for mode in ("off", "metadata", "falloc", "full", "bad")
-      for image in ("-f raw a.raw", "plain.qcow2", "tiny.qcow2", "over.qcow2") for size in ("4M", "1M")),
+    *(
+        "-f raw %s %s %s" % (image, option, size)
+        for image in ("a.raw", "odd.raw", "empty", "data.raw")
+        for option in ("", "--shrink")
+        for size in ("2M", "1M", "512", "1000", "0", "+512", "-- -512", "+0", "1048577", "-- -1G", "3000001")
+    ),
+    *(
+        "%s %s %s" % (image, option, size)
+        for image in ("plain.qcow2", "v2.qcow2", "tiny.qcow2", "over.qcow2", "full.qcow2")
+        for option in ("", "--shrink")
+        for size in ("1M", "2M", "+1M", "-- -512k", "0", "1000", "512", "2G", "1536k", "7E")
+    ),
+    *(
+        "--preallocation %s %s %s" % (mode, image, size)
+        for mode in ("off", "metadata", "falloc", "full", "bad")
+        for image in ("-f raw a.raw", "plain.qcow2", "tiny.qcow2", "over.qcow2")
+        for size in ("4M", "1M")
+    ),
     "a.raw 2M",
     "data.raw 1M",
     "--shrink data.raw 1M",
@@ -148,7 +160,10 @@ def on_small_disk(before: str, line: str, place: Path) -> list[str]:
     program = "import sys; sys.argv[0] = 'qemu-img'; from diskwright.cli import main; sys.exit(main())"
     texts = []
     for tool in ("qemu-img", "%s -c %s" % (sys.executable, shlex.quote(program))):
-        script = "mount -t tmpfs -o size=4M none . && cd $PWD && %s && { %s %s; echo code $?; stat -c '%%n %%s' x.raw; qemu-img info x.qcow2 | grep virtual; }" % (before, tool, line)
+        script = (
+            "mount -t tmpfs -o size=4M none . && cd $PWD && %s && { %s %s; echo code $?; stat -c '%%n %%s' x.raw; qemu-img info x.qcow2 | grep virtual; }"
+            % (before, tool, line)
+        )
         done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=place, capture_output=True, text=True, timeout=60, check=True)
         texts.append(done.stdout + done.stderr)
     return texts

@@ -138,11 +138,15 @@ def map_image(
     Raises Error or OSError: those of opening at once, later ones where they occur.
     """
     node = Graph(policy, objects, warn).open(filename, format, OpenFlags(force_share=force_share), image_opts)
-    return _entries(node, start, node.size if length is None else min(node.size, start + length))
+    entries = _entries(node, start, node.size if length is None else min(node.size, start + length))
+    next(entries)  # from here on the iterator closes the node, also where nobody reads it
+    return entries
 
 
 def _entries(node: Node, start: int, end: int) -> Iterator[MapEntry]:
+    """The merged entries of a range, after a first one that only says that the node is in good hands."""
     with node:
+        yield MapEntry(start, 0, 0, 0)
         if start >= end:
             yield MapEntry(start, 0, 0, 0)
             return
