@@ -52,12 +52,16 @@ def grow(image: Qcow2, size: int, preallocation: str) -> None:
         grow_l1(image, entries)
     if preallocation != "off":
         preallocate(image, old, size, preallocation)
-    write_back(image)
-    image.barrier()
-    image.header.size = size
-    image.update_record()
     image._size = size
-    _zero_new(image, old, size)
+    try:
+        _zero_new(image, old, size)  # before anybody can see it, also after a crash
+        write_back(image)
+        image.barrier()
+        image.header.size = size
+        image.update_record()
+    except BaseException:
+        image._size = image.header.size = old
+        raise
 
 
 def _zero_new(image: Qcow2, old: int, size: int) -> None:
@@ -104,7 +108,10 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
         data = end_cluster - first_cluster
         other = data // tables.entries + 2
         other += (data + other) // refcounts.per_block + 2
-        file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode)
+        try:
+            file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode)
+        except Error as exc:
+            raise Error("Failed to resize underlying file: %s" % exc, filename=image.filename, errno=exc.errno) from exc
     for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
         for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
             while kind == kinds.UNALLOCATED and run:
