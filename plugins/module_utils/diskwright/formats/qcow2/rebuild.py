@@ -10,6 +10,8 @@ from array import array
 from ... import kernels
 from .check import Check, GiveUp, is_zero
 from .header import MAX_REFCOUNT_TABLE_SIZE
+from .mend import Metadata
+from .overlap import REFCOUNT_BLOCK, REFCOUNT_TABLE
 
 _RESERVE = 64  # refcount blocks for which a table behind the end of the file has room beyond what is needed now
 
@@ -76,21 +78,31 @@ def _place_first_fit(state: Check, places: dict[int, int]) -> tuple[int, int]:
     tally = state.tally
     queue = _blocks_in_use(state)
     cursor = 0
+    metadata = Metadata(state)
     while True:
         while queue:
             index = queue.pop(0)
             if index not in places:
-                cursor = _first_free(state, cursor, 1)
+                cursor = _place(state, metadata, cursor, 1)
                 places[index] = cursor
                 tally.add(cursor, 1)
                 queue.append(cursor // state.per_block)
         count = _table_clusters(state, (max(places) + 1) * state.per_block)
-        start = _first_free(state, cursor, count)
+        start = _place(state, metadata, cursor, count)
         own = range(start // state.per_block, (start + count - 1) // state.per_block + 1)
         queue = [index for index in own if index not in places]
         if not queue:
             tally.add(start, count)
             return start, count
+
+
+def _place(state: Check, metadata: Metadata, start: int, count: int) -> int:
+    """Where `count` clusters from `start` on are free, and where nothing lies that could not be counted because the file was cut."""
+    while True:
+        start = _first_free(state, start, count)
+        if not metadata.find(start << state.cluster_bits, count << state.cluster_bits, REFCOUNT_TABLE | REFCOUNT_BLOCK):
+            return start
+        start += 1
 
 
 def _first_free(state: Check, start: int, wanted: int) -> int:
