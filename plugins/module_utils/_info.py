@@ -33,7 +33,9 @@ def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
         wanted = params["measure"]
         options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})
         room = measure(name, format=params["format"], target_format=wanted["format"], options=options, force_share=True)
-        entry["measure"] = underscored(room.as_dict())
+        entry["measure"] = {"required": room.required, "fully_allocated": room.fully_allocated}
+        if room.bitmaps is not None:
+            entry["measure"]["bitmaps"] = room.bitmaps
     return entry
 
 

@@ -142,7 +142,7 @@ images:
       elements: dict
       sample: [{name: file, info: {filename: /var/lib/images/web.qcow2, format: file, virtual_size: 196616, actual_size: 200704, children: []}}]
     filename:
-      description: The name of the image, a json: name where no plain one opens the same bytes.
+      description: The name of the image; a description in JSON where no plain name opens the same bytes.
       type: str
       sample: /var/lib/images/web.qcow2
     snapshots:
