@@ -446,6 +446,41 @@ def test_a_crash_leaves_at_most_leaks(tmp_path: Path, options: str, snapshot: bo
             assert found[sector * 512 : sector * 512 + 512] in versions[sector], (turn, position, sector)
 
 
+class Full(Recorder):
+    """A file on a disk that is full after `left` more writes."""
+
+    left = 1 << 30
+
+    def _pwrite(self, host_offset: int, view: memoryview) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        super()._pwrite(host_offset, view)
+
+
+@pytest.mark.parametrize("options", ["cluster_size=512", "refcount_bits=64,cluster_size=512", "cluster_size=4k,compat=0.10"])
+def test_a_full_disk(tmp_path: Path, options: str) -> None:
+    """Whatever write fails, and whatever is tried after that, what is in the file is clean or leaks."""
+    path = tmp_path / "image"
+    for left in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233):
+        make(path, M, options)
+        file = Full(path)
+        node = open_over(file, **{"l2-cache-size": 4096, "refcount-cache-size": 4096})
+        file.left = left
+        chance = random.Random(left)
+        for turn in range(12):
+            try:
+                busy(node, chance, M, [set() for _sector in range(M // 512)])
+                node.truncate((turn + 2) * 4 * M, "metadata")
+            except OSError as exc:
+                assert exc.errno == 28
+                file.left = chance.choice((0, 3, 50))
+            except Error:
+                pass
+        node.abandon()
+        assert check_theirs(path) in (0, 3), left
+
+
 def test_the_caches_stay_small(tmp_path: Path) -> None:
     path = tmp_path / "image"
     make(path, 64 * M, "cluster_size=512")

@@ -106,7 +106,12 @@ def _store(image: Qcow2, offset: int, stored: bytes) -> None:
         if place >> bits:
             raise Error("compressed clusters cannot be stored beyond %#x" % (1 << bits), filename=image.filename, errno=27)
         image.overlap.check(place, len(stored))
-    image.file.write_hosted(place, memoryview(stored))
+    try:
+        image.file.write_hosted(place, memoryview(stored))
+    except BaseException:
+        with image._lock:
+            image.refcounts.give_back(place // size, (place + len(stored) - 1) // size - place // size + 1)
+        raise
     sectors = (place + len(stored) - 1) // SECTOR - place // SECTOR
     value = COMPRESSED | sectors << bits | place
     with image._lock:

@@ -143,6 +143,16 @@ class Qcow2(Format):
         self.file.write_hosted(0, memoryview(self.header.pack_record()))
         self.barrier()
 
+    def change_record(self, **values: int) -> None:
+        """Change numbers of the header, in the file and here; if the file cannot be written they stay as they were."""
+        old = {name: getattr(self.header, name) for name in values}
+        self.header.__dict__.update(values)
+        try:
+            self.update_record()
+        except BaseException:
+            self.header.__dict__.update(old)
+            raise
+
     def barrier(self) -> None:
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
         if self.ordered:

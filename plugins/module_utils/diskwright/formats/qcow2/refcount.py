@@ -262,8 +262,7 @@ class Refcounts:
         image.barrier()
         image.file.write_hosted(offset, memoryview(big_bytes(self.table)))
         image.barrier()
-        image.header.refcount_table_offset, image.header.refcount_table_clusters = offset, clusters
-        image.update_record()
+        image.change_record(refcount_table_offset=offset, refcount_table_clusters=clusters)
         self.table_dirty.clear()
         image.overlap.forget()
         self.give_back(old_offset // size, old_clusters)
@@ -362,9 +361,12 @@ class Refcounts:
         self.cache.write()
         if not self.table_dirty:
             return
+        header = self.image.header
+        if max(self.table_dirty) * 8 >= header.refcount_table_clusters * self.cluster_size:  # moving it failed
+            raise Error("The refcount table could not grow", filename=self.image.filename, errno=errno.EIO)
         self.image.barrier()
-        base = self.image.header.refcount_table_offset
-        for low, high in dirty_sectors(self.table_dirty, len(self.table)):
+        base = header.refcount_table_offset
+        for low, high in dirty_sectors(self.table_dirty, header.refcount_table_clusters * self.cluster_size // 8):
             self.image.file.write_hosted(base + low * 8, memoryview(big_bytes(self.table[low:high])))
         self.table_dirty.clear()
         self.image.barrier()

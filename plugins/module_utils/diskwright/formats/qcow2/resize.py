@@ -48,7 +48,7 @@ def grow(image: Qcow2, size: int, preallocation: str) -> None:
     entries = l1_entries(image.header, size)
     if entries * 8 > MAX_L1_SIZE:
         raise Error("Failed to grow the L1 table: File too large", filename=image.filename, errno=errno.EFBIG)
-    if entries > len(image.tables.l1):
+    if entries > image.header.l1_size:
         grow_l1(image, entries)
     if preallocation != "off":
         preallocate(image, old, size, preallocation)
@@ -57,10 +57,9 @@ def grow(image: Qcow2, size: int, preallocation: str) -> None:
         _zero_new(image, old, size)  # before anybody can see it, also after a crash
         write_back(image)
         image.barrier()
-        image.header.size = size
-        image.update_record()
+        image.change_record(size=size)
     except BaseException:
-        image._size = image.header.size = old
+        image._size = old
         raise
 
 
@@ -84,13 +83,12 @@ def grow_l1(image: Qcow2, entries: int) -> None:
     old_offset, old_clusters = header.l1_table_offset, -(-header.l1_size * 8 // size)
     clusters = -(-entries * 8 // size)
     write_back(image)
-    tables.l1.frombytes(bytes((entries - len(tables.l1)) * 8))
+    tables.l1.frombytes(bytes(max(0, entries - len(tables.l1)) * 8))
     offset = old_offset if clusters == old_clusters else image.refcounts.allocate_whole(clusters) * size
     image.refcounts.write_back()
-    image.file.write_hosted(offset, memoryview(big_bytes(tables.l1)))
+    image.file.write_hosted(offset, memoryview(big_bytes(tables.l1[:entries])))
     image.barrier()
-    header.l1_size, header.l1_table_offset = entries, offset
-    image.update_record()
+    image.change_record(l1_size=entries, l1_table_offset=offset)
     image.overlap.forget()
     if offset != old_offset and old_clusters:
         image.refcounts.give_back(old_offset // size, old_clusters)
@@ -146,8 +144,7 @@ def _shrink(image: Qcow2, size: int) -> None:
         refcounts.free(l2_offset // cluster_size, 1)
     write_back(image)
     image.barrier()
-    image.header.size = size
-    image.update_record()
+    image.change_record(size=size)
     image._size = size
     refcounts.drop_empty_blocks()
     image.barrier()
