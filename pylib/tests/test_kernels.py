@@ -645,7 +645,7 @@ def test_items_wider_than_bytes_are_seen_as_bytes():
 # --- the switch
 
 COMPLETE = "ABI = %d\n__version__ = '9.9'\n" % contract.ABI + "".join(
-    "def %s(*args): return 'native'\n" % name for name in contract.KERNELS + contract.CODECS
+    "def %s(*args): return 'native'\n" % name for name in contract.KERNELS + contract.CODECS + contract.CIPHERS
 )
 ABSENT = "raise ImportError('absent')\n"
 
@@ -681,6 +681,7 @@ UNFIT = [
     (COMPLETE + "del ABI\n", "diskwright_accel has ABI None, this library needs %d" % contract.ABI),
     (COMPLETE + "del tally, crc32c\n", "diskwright_accel lacks tally, crc32c"),
     (COMPLETE + "del zstd_compress\n", "diskwright_accel lacks zstd_compress"),
+    (COMPLETE + "del pbkdf2\n", "diskwright_accel lacks pbkdf2"),
 ]
 
 

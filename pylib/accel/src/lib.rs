@@ -3,11 +3,13 @@
 mod args;
 mod bits;
 mod buffer;
+mod ciphers;
 mod codecs;
 mod compare;
 mod counts;
 mod crc32c;
 mod l2;
+mod pbkdf2;
 mod refcounts;
 mod runs;
 mod table;
@@ -20,6 +22,8 @@ mod diskwright_accel {
     #[pymodule_export]
     use crate::bits::bit_runs;
     #[pymodule_export]
+    use crate::ciphers::sectors_crypt;
+    #[pymodule_export]
     use crate::codecs::{zstd_compress, zstd_decompress};
     #[pymodule_export]
     use crate::compare::{difference_runs, first_difference, nonzero_runs};
@@ -29,6 +33,8 @@ mod diskwright_accel {
     use crate::crc32c::crc32c;
     #[pymodule_export]
     use crate::l2::{l2_runs, l2_runs_extended};
+    #[pymodule_export]
+    use crate::pbkdf2::pbkdf2;
     #[pymodule_export]
     use crate::refcounts::{refcount_free_runs, refcounts_pack, refcounts_unpack};
     #[pymodule_export]

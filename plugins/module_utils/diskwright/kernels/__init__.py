@@ -65,12 +65,12 @@ _native: Optional[ModuleType] = None
 
 def _unfit(module: ModuleType) -> str:
     """Why a native module cannot be used; empty if it can."""
-    from .contract import ABI, CODECS, KERNELS
+    from .contract import ABI, CIPHERS, CODECS, KERNELS
 
     found = getattr(module, "ABI", None)
     if found != ABI:
         return "diskwright_accel has ABI %s, this library needs %d" % (found, ABI)
-    missing = [name for name in KERNELS + CODECS if not hasattr(module, name)]
+    missing = [name for name in KERNELS + CODECS + CIPHERS if not hasattr(module, name)]
     return "diskwright_accel lacks %s" % ", ".join(missing) if missing else ""
 
 

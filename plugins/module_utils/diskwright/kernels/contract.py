@@ -74,6 +74,15 @@ KERNELS = (
 # What the native module has in addition; compression.py knows who stands in for them.
 CODECS = ("zstd_compress", "zstd_decompress")
 
+# And these; crypto/ciphers.py and crypto/hashes.py know who stands in for them.
+#
+# sectors_crypt(buffer, cipher, mode, key, ivgen, iv_key, sector, encrypt) -> None
+#     Encrypt or decrypt whole sectors of 512 bytes in place; the first has the number `sector`. `cipher` is aes, serpent, twofish or cast5, `mode` ecb,
+#     cbc, ctr or xts (whose key is two keys), `ivgen` plain, plain64 or essiv (with its key, of the same cipher). ValueError for what does not go together.
+# pbkdf2(hash, password, salt, iterations, length) -> bytes
+#     As hashlib.pbkdf2_hmac, for sha1 and sha256; it uses a processor for each block of the key.
+CIPHERS = ("sectors_crypt", "pbkdf2")
+
 # Kinds of l2_runs and l2_runs_extended.
 UNALLOCATED = 0
 ZERO_PLAIN = 1
