@@ -12,8 +12,7 @@ from diskwright.graph import Graph
 from diskwright.node import OpenFlags
 
 COUNTS = (
-    "check-errors image-end-offset corruptions leaks corruptions-fixed leaks-fixed total-clusters allocated-clusters "
-    "fragmented-clusters compressed-clusters"
+    "check-errors image-end-offset corruptions leaks corruptions-fixed leaks-fixed total-clusters allocated-clusters fragmented-clusters compressed-clusters"
 ).split()
 
 # What qemu-img says of bitmaps that it loads, and of clusters that it cannot free a second time.

@@ -8,7 +8,7 @@ from array import array
 
 from ... import kernels
 from ...kernels.contract import COPIED as COPIED_KIND
-from .check import Check, big_array, is_zero
+from .check import Check, big_words, is_zero
 from .header import COMPRESSED, COPIED, OFFSET_MASK
 from .mend import guard_write
 from .overlap import ACTIVE_L1, ACTIVE_L2
@@ -25,8 +25,6 @@ def check_copied(state: Check, mend: bool) -> None:
 
     Raises GiveUp where a table that would have to be written lies on other metadata.
     """
-    if state.copied_certain and not state.mismatches and not state.tally.shared and not state.result.check_errors:
-        return  # all have the flag, and nothing is in use twice
     header = state.header
     for index, entry in state.l1_entries(header.l1_table_offset, header.l1_size):
         offset = entry & OFFSET_MASK
@@ -68,7 +66,7 @@ def _check_l2(state: Check, offset: int, mend: bool) -> None:
     entries = state.split(raw)[0]
     if _runs_agree(state, entries):
         return
-    words = big_array(entries)
+    words = big_words(entries)
     changed = []
     for index, entry in enumerate(words):
         if entry & COMPRESSED or not entry & OFFSET_MASK:

@@ -9,7 +9,7 @@ import errno
 import struct
 
 from ...errors import Corrupt
-from .check import GiveUp, big_array, is_zero
+from .check import GiveUp, big_words, is_zero
 from .header import (
     BITMAPS,
     COMPRESSED,
@@ -30,8 +30,7 @@ from .header import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from array import array
-    from typing import Iterator, Optional
+    from typing import Iterator, Optional, Sequence
 
     from .check import Check
     from .header import Header
@@ -48,7 +47,7 @@ _BITMAP_RESERVED = 0xFF000000000001FE
 _CHUNK = 64 << 10
 
 
-def walk_l2_entries(check: Check, table: int, entries: array[int], bitmaps: array[int], active: bool) -> None:
+def walk_l2_entries(check: Check, table: int, entries: Sequence[int], bitmaps: Sequence[int], active: bool) -> None:
     """Count the entries of the L2 table at `table` one by one, and report what is wrong with them."""
     result = check.result
     unaligned = check.cluster_size - 1
@@ -188,9 +187,7 @@ def _long_extra(check: Check, index: int, snapshot: Snapshot) -> None:
         check.result.say("qemu-img: ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry %d" % index)
         check.result.say("You can force-remove this extra metadata with qemu-img check -r all")
         raise GiveUp("File too large", errno=errno.EFBIG)
-    check.result.say(
-        "Discarding too much extra metadata in snapshot table entry %d (%d > %d)" % (index, snapshot.extra_size, MAX_SNAPSHOT_EXTRA)
-    )
+    check.result.say("Discarding too much extra metadata in snapshot table entry %d (%d > %d)" % (index, snapshot.extra_size, MAX_SNAPSHOT_EXTRA))
     check.snapshots_damaged += 1
 
 
@@ -205,8 +202,7 @@ def walk_snapshots(check: Check) -> None:
             )
         elif size > MAX_L1_SIZE // 8:
             check.corruption(
-                "ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted"
-                % (*snapshot_names(check, snapshot), size)
+                "ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; snapshot table entry corrupted" % (*snapshot_names(check, snapshot), size)
             )
         else:
             check.walk_l1(offset, size, False)
@@ -339,7 +335,7 @@ def _table_entries(check: Check, bitmap: Bitmap) -> Iterator[int]:
     for start in range(0, length, _CHUNK):
         raw = check.read(bitmap.table_offset + start, min(_CHUNK, length - start))
         if not is_zero(raw):
-            yield from filter(None, big_array(raw))
+            yield from filter(None, big_words(raw))
 
 
 def walk_bitmaps(check: Check) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 
-from ...check import CheckResult
+from ...tally import CheckResult
 from ...errors import Corrupt, Error
 from .check import Check, GiveUp, failed
 from .header import BITMAPS, CORRUPT, DIRTY, EXT_BITMAPS
@@ -46,8 +46,6 @@ def repair_dirty(image: Qcow2) -> CheckResult:
 
 
 def _check(state: Check) -> None:
-    from .copied import check_copied
-
     result, repair = state.result, state.repair
     header = state.header
     if header.autoclear_features & BITMAPS and header.extension(EXT_BITMAPS) is not None:
@@ -70,7 +68,10 @@ def _check(state: Check) -> None:
     result.leaks += state.leaks
     result.corruptions += state.corruptions
     result.image_end_offset = (state.highest + 1) << state.cluster_bits
-    check_copied(state, repair == "all" or repair == "leaks" and result.clean)
+    if state.mismatches or state.tally.shared or result.check_errors or not state.copied_certain:
+        from .copied import check_copied
+
+        check_copied(state, repair == "all" or repair == "leaks" and result.clean)
     _finish_snapshots(state)
     if repair and not result.check_errors and not result.corruptions:
         _clear_bits(state)
