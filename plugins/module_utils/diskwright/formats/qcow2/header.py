@@ -339,6 +339,7 @@ def _read_extensions(file: Node, header: Header, head: bytes, end: int) -> bytes
 
 
 def _read_on(file: Node, head: bytes, end: int) -> bytes:
+    end = max(end, len(head) + (64 << 10))  # an area of many small extensions must not take many small reads
     return file.pread(len(head), max(0, min(end, file.size) - len(head)))
 
 
