@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import diskwright
-from diskwright.check import CheckResult
+from diskwright.tally import CheckResult
 from diskwright.commands.check import ImageCheck, NoCheck, check, exit_code, human
 from side_by_side import difference, ours, setup, theirs, twins
 

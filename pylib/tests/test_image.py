@@ -59,7 +59,7 @@ def test_file_view_behaves_like_a_file(raw: Path) -> None:
     rng = random.Random(5)
     with diskwright.open_file(raw, "r+", format="raw") as image:
         assert image.readable() and image.writable() and image.seekable()
-        for _ in range(400):
+        for _number in range(400):
             step = rng.randrange(4)
             if step == 0:
                 where, whence = rng.choice([(rng.randrange(size), 0), (-rng.randrange(1, size), 2), (0, 1)])
@@ -122,3 +122,10 @@ def test_truncate_resizes_the_image(raw: Path) -> None:
     with diskwright.open_file(raw, "r+", format="raw") as image:
         assert image.truncate(1 << 20) == 1 << 20
     assert raw.stat().st_size == 1 << 20
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """The import of a submodule binds its name in the package, in place of whatever had it."""
+    package = Path(diskwright.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} | {path.name for path in package.iterdir() if path.is_dir()}
+    assert not modules & set(diskwright.__all__)

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Iterable, Optional, Sequence
 
-    from .check import CheckResult
+    from .tally import CheckResult
     from .extent import Extent
     from .node import Node
     from .options import Options

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .check import CheckResult
+    from .tally import CheckResult
     from .options import Options
 
     Buffer = Union[bytes, bytearray, memoryview]

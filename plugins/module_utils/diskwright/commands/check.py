@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
-    from ..check import CheckResult
+    from ..tally import CheckResult
     from ..graph import OpenPolicy
     from .ui import UI
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Optional, Sequence, Union
 
-    from ...check import CheckResult
+    from ...tally import CheckResult
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
     from ...node import Node
