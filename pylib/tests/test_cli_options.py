@@ -76,7 +76,7 @@ def run_ours(args: list[str]) -> tuple[int, str, str]:
 
 def run_theirs(args: list[str], directory: Path) -> tuple[int, str, str]:
     environment = {key: value for key, value in os.environ.items() if key != "POSIXLY_CORRECT"}
-    run = subprocess.run(["qemu-img", *args], cwd=directory, capture_output=True, env={**environment, "LC_ALL": "C.UTF-8"})
+    run = subprocess.run(["qemu-img", *args], cwd=directory, capture_output=True, env={**environment, "LC_ALL": "C.UTF-8"}, check=False)
     return run.returncode, run.stdout.decode(), run.stderr.decode()
 
 

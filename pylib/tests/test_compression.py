@@ -50,10 +50,10 @@ def test_round_trip(codec):
     for data in (b"x", bytes(CLUSTER), random.Random(1).randbytes(CLUSTER), sample(2), sample(3, 2 << 20)):
         for given in (data, bytearray(data), memoryview(bytearray(b"1" + data))[1:]):
             stream = encode(given)
-            assert type(stream) is bytes
+            assert isinstance(stream, bytes)
             for stored in (stream, memoryview(stream), bytearray(stream) + b"\xff" * 600, stream + stream):
                 found = decode(stored, len(data))
-                assert type(found) is bytes and found == data
+                assert isinstance(found, bytes) and found == data
 
 
 def test_decoder_stops_at_the_length(codec):

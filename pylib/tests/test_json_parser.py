@@ -29,7 +29,7 @@ def ours(text: str) -> str:
 
 
 def theirs(text: str) -> str:
-    error = subprocess.run(["qemu-img", "info", "json:" + text], capture_output=True).stderr.decode("utf-8", "replace")
+    error = subprocess.run(["qemu-img", "info", "json:" + text], capture_output=True, check=False).stderr.decode("utf-8", "replace")
     return error.rstrip("\n").rpartition("': Could not parse the JSON options: ")[2]
 
 

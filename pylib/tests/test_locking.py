@@ -28,7 +28,7 @@ ASKS = "Is another process using the image [%s]?"
 
 
 def qemu(*args: object, cwd: Optional[Path] = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(arg) for arg in args], cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(arg) for arg in args], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def ours(command: str) -> tuple[int, str]:
 
 
 def theirs(command: str) -> tuple[int, str]:
-    done = subprocess.run(["qemu-img", *command.split()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["qemu-img", *command.split()], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr
 
 

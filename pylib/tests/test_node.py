@@ -23,7 +23,7 @@ def model_run(node: Any, model: bytearray, seed: int, steps: int = 300) -> None:
     """Random reads, writes, zeroes; after each the bytes agree with the model."""
     rng = random.Random(seed)
     size = len(model)
-    for _ in range(steps):
+    for _number in range(steps):
         offset = rng.randrange(size)
         length = min(rng.choice([1, 3, UNIT, 2 * UNIT, rng.randrange(1, 500)]), size - offset)
         verb = rng.randrange(4)
@@ -168,7 +168,7 @@ def test_unaligned_requests_to_an_aligned_host() -> None:
     file = Memory(bytes(5000), align=512)
     file.data = bytearray(5120)
     rng = random.Random(3)
-    for _ in range(200):
+    for _number in range(200):
         offset = rng.randrange(5000)
         data = rng.randbytes(rng.randrange(1, 5001 - offset))
         file.pwrite(offset, data)

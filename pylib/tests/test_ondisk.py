@@ -35,7 +35,7 @@ def test_layout_is_packed_in_order_of_declaration() -> None:
 
 def test_pack_agrees_with_the_struct_module_and_unpack_inverts_it() -> None:
     rng = random.Random(1)
-    for _ in range(200):
+    for _number in range(200):
         values = (rng.randbytes(4), rng.getrandbits(32), rng.getrandbits(64), rng.getrandbits(8), rng.getrandbits(16))
         record = Big(**dict(zip(Big.FIELDS, values)))
         assert record.pack() == struct.pack(">4sIQBH", *values)

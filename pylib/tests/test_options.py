@@ -83,7 +83,7 @@ def test_schema_accepts_what_the_reader_accepts_and_refuses_what_it_refuses() ->
         "colour": [1],
     }
     seen = set()
-    for _ in range(400):
+    for _number in range(400):
         values = {key: rng.choice(pool[key]) for key in pool if rng.random() < (0.9 if key == "file" else 0.4)}
         valid = jsonschema.Draft202012Validator(schema).is_valid(values)
         try:
@@ -122,8 +122,8 @@ def test_implied_key_and_empty_key() -> None:
 
 def test_commas_survive_a_round_trip() -> None:
     rng = random.Random(3)
-    for _ in range(300):
-        values = {chr(97 + i): "".join(rng.choice(",=ab ") for _ in range(rng.randrange(6))) for i in range(rng.randrange(1, 4))}
+    for _number in range(300):
+        values = {chr(97 + i): "".join(rng.choice(",=ab ") for _number in range(rng.randrange(6))) for i in range(rng.randrange(1, 4))}
         text = ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in values.items())
         assert dict(split_pairs(text)) == values, text
 

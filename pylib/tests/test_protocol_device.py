@@ -29,7 +29,7 @@ WRITABLE = OpenFlags(writable=True, unmap=True)
 
 
 def qemu(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=60, check=False)
 
 
 class PlainDevice(HostDevice):
@@ -44,7 +44,7 @@ class PlainDevice(HostDevice):
 
 def attach(path: Path, *options: str) -> Optional[str]:
     """A loop device over `path`; None where the machine has none to give."""
-    done = subprocess.run(["losetup", "--find", "--show", *options, str(path)], capture_output=True, text=True)
+    done = subprocess.run(["losetup", "--find", "--show", *options, str(path)], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -33,7 +33,7 @@ MODES = ("writeback", "none", "writethrough", "directsync", "unsafe")
 
 
 def qemu(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(arg) for arg in args], capture_output=True, text=True, timeout=60, check=False)
 
 
 def file(path: Path, flags: Optional[OpenFlags] = None, **options: Any) -> File:

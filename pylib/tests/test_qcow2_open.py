@@ -97,7 +97,7 @@ def test_headers(tmp_path: Path, empty: bytes, edits: tuple[tuple[int, str, Any]
     """qemu-img info and we open the same headers, and refuse the same ones in the same words."""
     path = tmp_path / "image"
     path.write_bytes(edited(empty, *edits))
-    done = subprocess.run(["qemu-img", "info", "-f", "qcow2", path], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["qemu-img", "info", "-f", "qcow2", path], capture_output=True, text=True, timeout=30, check=False)
     theirs = done.stderr.strip().replace("qemu-img: Could not open '%s': " % path, "")
     try:
         Graph().open(str(path), "qcow2", INFO).close()
@@ -133,7 +133,7 @@ def test_runtime_options(tmp_path: Path, empty: bytes, options: dict[str, str]) 
     path = tmp_path / "image"
     path.write_bytes(empty)
     text = "driver=qcow2,file.filename=%s,%s" % (path, ",".join("%s=%s" % pair for pair in options.items()))
-    theirs = subprocess.run(["qemu-io", "--image-opts", "-c", "quit", text], capture_output=True, text=True, timeout=30).stderr.strip()
+    theirs = subprocess.run(["qemu-io", "--image-opts", "-c", "quit", text], capture_output=True, text=True, timeout=30, check=False).stderr.strip()
     with pytest.raises(Error) as caught:
         Graph().open(text, image_opts=True)
     assert str(caught.value).replace("Could not open '%s': " % text, "") == theirs.replace("qemu-io: can't open: ", "")
@@ -173,7 +173,7 @@ def test_damaged_tables(tmp_path: Path, filled: bytes, edits: tuple[tuple[int, s
     path = tmp_path / "image"
     path.write_bytes(edited(filled, *edits))
     done = subprocess.run(
-        ["qemu-io", *(() if writable else ("-r",)), "-f", "qcow2", "-c", "read 0 128k", path], capture_output=True, text=True, timeout=30
+        ["qemu-io", *(() if writable else ("-r",)), "-f", "qcow2", "-c", "read 0 128k", path], capture_output=True, text=True, timeout=30, check=False
     )
     marked = path.read_bytes()[72:80]
     path.write_bytes(edited(filled, *edits))
@@ -196,7 +196,7 @@ def test_writing_finds_damage(tmp_path: Path, filled: bytes) -> None:
     for entry in (1 << 63 | 0x50200, 1 << 63 | 0x50201):
         path = tmp_path / "image"
         path.write_bytes(edited(filled, (0x40000, "Q", entry)))
-        done = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", path], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", path], capture_output=True, text=True, timeout=30, check=False)
         path.write_bytes(edited(filled, (0x40000, "Q", entry)))
         node = open_image(path)
         with pytest.raises(Corrupt) as caught:
@@ -210,7 +210,7 @@ def test_zero_flag_in_version_2(tmp_path: Path) -> None:
     make_theirs(path, 10 * M, "compat=0.10")
     qemu_io(path, "write 0 64k")
     path.write_bytes(edited(path.read_bytes(), (0x40008, "Q", 1)))
-    done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 128k", path], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 128k", path], capture_output=True, text=True, timeout=30, check=False)
     with open_image(path, writable=False) as node, pytest.raises(Corrupt) as caught:
         node.pread(0, 128 * K)
     assert str(caught.value) == done.stderr.strip()

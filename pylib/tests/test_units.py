@@ -22,7 +22,8 @@ def sizes() -> list[str]:
     texts += ["0x", "0x10", "0X1f", "0x1k", "0x1.8k", "0x1p", "0xb", "0x1e", "-0x10", "+0x10", "0x7fffffffffffffff", "0x8000000000000000"]
     texts += ["0x10000000000000000", "010", "08", "00", "7.99E", "7.999999999999999999E", "8E", "15.99E", "16E", "99999999999999999999"]
     texts += ["99999999999999999999x", "9" * 26 + ".5", "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616"]
-    texts += ["9007199254740993k", "8191.9999999999P", "0.00001k", "-.00001k", "1.333M", "1.3333333333333333333333333333G", "1,5G", "1_000", "\u0661", "1.\u0661k"]
+    texts += ["9007199254740993k", "8191.9999999999P", "0.00001k", "-.00001k", "1.333M", "1.3333333333333333333333333333G"]
+    texts += ["1,5G", "1_000", "\u0661", "1.\u0661k"]
     for suffix in "bBkKmMgGtTpPeE":
         texts += ["1" + suffix, "1.5" + suffix, "0" + suffix, "1" + suffix + suffix, "0.0005" + suffix]
     while len(texts) < 400:
@@ -43,7 +44,7 @@ def ours(text: str) -> object:
 
 def theirs(text: str) -> object:
     """qemu-img says which size it read before it finds that /dev/null cannot have it."""
-    run = subprocess.run(["qemu-img", "create", "/dev/null", "--", text], capture_output=True, text=True)
+    run = subprocess.run(["qemu-img", "create", "/dev/null", "--", text], capture_output=True, text=True, check=False)
     if run.stdout:
         return int(run.stdout.split("size=")[1])
     assert run.stderr.startswith("qemu-img: Invalid image size specified")
@@ -84,12 +85,13 @@ def test_a_very_long_number_costs_no_time() -> None:
         parse_number("9" * 100000)
 
 
-NUMBERS = ["", "0", "-0", "-1", "8", "08", "010", "0x8", "0x", "0xg", " 8", "+8", "+-8", "8 ", "8.0", "8b", "1k", "17", "16", "99999999999999999999", "1e1", "-99999999999999999999"]
+NUMBERS = ["", "0", "-0", "-1", "8", "08", "010", "0x8", "0x", "0xg", " 8", "+8", "+-8", "8 ", "8.0", "8b", "1k", "17", "16"]
+NUMBERS += ["99999999999999999999", "1e1", "-99999999999999999999"]
 
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_numbers_are_read_as_qemu_img_reads_them(text: str) -> None:
-    run = subprocess.run(["qemu-img", "convert", "-m", text], capture_output=True, text=True)
+    run = subprocess.run(["qemu-img", "convert", "-m", text], capture_output=True, text=True, check=False)
     want = "good"
     if "Invalid number of coroutines" in run.stderr:
         want = "range" if "Must be between" in run.stderr else "invalid"

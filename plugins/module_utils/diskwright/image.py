@@ -160,7 +160,7 @@ class ImageFile(io.RawIOBase):
                     self.node.close()
 
     def _check_open(self) -> None:
-        if self.closed:
+        if self.closed:  # pylint: disable=using-constant-test
             raise ValueError("I/O operation on closed file")
 
 

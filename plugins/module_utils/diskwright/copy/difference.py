@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..errors import Error
 from ..extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, ZERO
 from .crew import Crew
-from .pieces import CHUNK, NEARBY, Loader, failure, source_runs
+from .pieces import CHUNK, EXTENTS, NEARBY, Loader, failure, source_runs
 from .transfer import THREADS, thread_count
 
 TYPE_CHECKING = False
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     Pair = tuple[int, int, list[Read], list[Read]]
 
 SECTOR = 512  # bytes; differences are told apart no finer
-WINDOW = 16 << 20  # bytes whose block status is looked at in one go, for strict
-STATUS = DATA | ZERO | OFFSET_VALID | ALLOCATED | COMPRESSED  # what strict compares
+LOOK = 512  # clusters whose status QEMU looks at in one go
+STATUS = DATA | ZERO | OFFSET_VALID | ALLOCATED | COMPRESSED  # what strict compares, and
+END = 0x100  # whether it is the last of the image
 
 # What was found first.
 CONTENT = "content"
@@ -63,7 +64,7 @@ def compare(
     """
     comparison = Comparison(left, right, strict)
     comparison.progress = progress
-    return comparison.run(max(1, max(thread_count(threads, (left,)), thread_count(threads, (right,)))))
+    return comparison.run(max(1, thread_count(threads, (left,)), thread_count(threads, (right,))))
 
 
 class Comparison:
@@ -125,9 +126,11 @@ class Comparison:
                 if reads:
                     self._loader.load(reads, views[rank], length)
             except (Error, OSError) as exc:
-                at = offset + self._loader.culprit(reads, views[rank])
-                words = "Error while reading offset %%d of %s: %%s" % node.filename.replace("%", "%%")
-                self._note(at, 2 + rank, failure(words, at, exc, ReadError))
+                at = self._loader.culprit(reads, views[rank])
+                error = failure("Error while reading offset", offset + at, exc, ReadError, " of %s" % node.filename)
+                self._note(offset + at, 2 + rank, error)
+                if at:  # what comes before may differ
+                    self._compare(offset, at, _first(left, at), _first(right, at), buffers)
                 return
         if left and right:
             if length == CHUNK:
@@ -187,9 +190,9 @@ class Comparison:
             for side, node in enumerate(nodes):
                 try:
                     while current[side][0] + current[side][1] <= position:
-                        current[side] = next(runs[side])
+                        current[side] = next(runs[side])  # pylint: disable=stop-iteration-return
                     while self.strict and flags[side][0] + flags[side][1] <= position:
-                        flags[side] = next(statuses[side])
+                        flags[side] = next(statuses[side])  # pylint: disable=stop-iteration-return
                 except (Error, OSError) as exc:
                     words = "Sector allocation test failed for %s" % node.filename
                     self._note(position, side, StatusError(words, filename=node.filename, offset=position, hint=str(exc)))
@@ -210,18 +213,38 @@ class Comparison:
         yield node.size, self.size - node.size, ZERO, None, 0
 
     def _statuses(self, node: Node) -> Iterator[tuple[int, int, int]]:
-        """(offset, length, flags) of one side, whichever layer they come from."""
-        for offset in range(0, node.size, WINDOW):
-            yield from _status_of_chain(node, offset, min(WINDOW, node.size - offset))
+        """(offset, length, flags) of one side, whichever layer they come from; what ends with the image is marked so.
+
+        An image in clusters is looked at as much at a time as QEMU does, since only the last look sees the end.
+        """
+        window = node.cluster_size * LOOK or node.size
+        for offset in range(0, node.size, window or 1):
+            last = (offset, 0, -1)
+            for start, count, flags in _status_of_chain(node, offset, min(window, node.size - offset)):
+                if last[2] == flags:
+                    last = (last[0], last[1] + count, flags)
+                    continue
+                if last[1]:
+                    yield last
+                last = (start, count, flags)
+            yield last[0], last[1], last[2] | (END if last[0] + last[1] == node.size else 0)
+
+
+def _first(reads: list[Read], length: int) -> list[Read]:
+    """The reads that fill the first `length` bytes."""
+    return [(host, host_offset, at, min(count, length - at)) for host, host_offset, at, count in reads if at < length]
 
 
 def _status_of_chain(node: Node, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-    for start, count, status, _host, _host_offset in node.block_status(offset, length):
-        backing = node.backing
-        inside = count if status & STATUS or backing is None else max(0, min(count, backing.size - start))
-        if inside and not status & STATUS and backing is not None:
-            yield from _status_of_chain(backing, start, inside)
-        elif inside:
-            yield start, inside, status & STATUS or ZERO
-        if inside < count:  # behind the end of a short backing file
-            yield start + inside, count - inside, ZERO | ALLOCATED
+    end = offset + length
+    while offset < end:
+        for start, count, status, _host, _host_offset in node.block_status(offset, end - offset, True, EXTENTS):
+            backing = node.backing
+            inside = count if status & STATUS or backing is None else max(0, min(count, backing.size - start))
+            if inside and not status & STATUS and backing is not None:
+                yield from _status_of_chain(backing, start, inside)
+            elif inside:
+                yield start, inside, status & STATUS or ZERO
+            if inside < count:  # behind the end of a short backing file
+                yield start + inside, count - inside, ZERO | ALLOCATED
+            offset = start + count

@@ -43,21 +43,21 @@ def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] 
             try:
                 extents = node.resolve(position - first, last - position, True, EXTENTS, own)
             except (Error, OSError) as exc:
-                raise failure("error while reading block status at offset %d: %s", position - offset, exc) from exc
+                raise failure("error while reading block status at offset", position - offset, exc) from exc
             for start, count, status, host, host_offset in extents:
                 yield first + start - offset, count, status, host, host_offset
             position = first + extents[-1][0] + extents[-1][1]
         first += node.size
 
 
-def failure(words: str, offset: int, exc: BaseException, kind: type[Error] = Error) -> Error:
-    """What went wrong at `offset`, in QEMU's words: the errno's text. What we know beyond it becomes the hint."""
+def failure(words: str, offset: int, exc: BaseException, kind: type[Error] = Error, where: str = "") -> Error:
+    """What went wrong, "`words` `offset``where`: reason", in QEMU's words: the errno's text. What we know beyond it becomes the hint."""
     import errno
     import os
 
     number = getattr(exc, "errno", None) or errno.EIO
     hint = str(exc) if isinstance(exc, Error) else None
-    return kind(words % (offset, os.strerror(number)), offset=offset, errno=number, hint=hint)
+    return kind("%s %d%s: %s" % (words, offset, where, os.strerror(number)), offset=offset, errno=number, hint=hint)
 
 
 def pieces(runs: Iterable[Run], unit: int, chunk: int, end: int) -> Iterator[Piece]:
@@ -141,16 +141,24 @@ class Loader:
             self._gather(plain, view)
 
     def culprit(self, reads: Iterable[Read], view: memoryview) -> int:
-        """After a failed `load`: the offset in the buffer of the first read that fails by itself."""
-        first = 0
-        for number, read in enumerate(reads):
-            if not number:
-                first = read[2]
-            try:
-                read[0].read_own(read[1], view[read[2] : read[2] + read[3]])
-            except (Error, OSError):
-                return read[2]
-        return first
+        """After a failed `load`: the offset in the buffer of the first part that fails by itself: a read, or what lies of
+        it in one cluster of a host that has them."""
+        first = -1
+        for host, host_offset, at, count in reads:
+            if first < 0:
+                first = at
+            end = at + count
+            while at < end:
+                step = end - at
+                if self.descriptor(host) < 0 and host.cluster_size:
+                    step = min(step, host.cluster_size - host_offset % host.cluster_size)
+                try:
+                    host.read_own(host_offset, view[at : at + step])
+                except (Error, OSError):
+                    return at
+                at += step
+                host_offset += step
+        return max(first, 0)
 
 
 _ZEROES = bytes(CHUNK)

@@ -96,7 +96,7 @@ def receive(
                 for at in range(start, start + size, unit):
                     target.write_compressed(offset + at, buffer[at : min(at + unit, start + size)])
         except (Error, OSError) as exc:
-            raise failure("error while writing at byte %d: %s", offset, exc) from exc
+            raise failure("error while writing at byte", offset, exc) from exc
         offset += count
         if progress is not None:
             progress(offset, offset)
@@ -109,7 +109,7 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
         try:
             done = os.readv(descriptor, [buffer[count:]])
         except OSError as exc:
-            raise failure("error while reading at byte %d: %s", offset + count, exc) from exc
+            raise failure("error while reading at byte", offset + count, exc) from exc
         if not done:
             break
         count += done

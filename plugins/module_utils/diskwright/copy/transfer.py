@@ -158,7 +158,7 @@ class Transfer:
                 raise
             except OSError as exc:
                 self._crew.stop()
-                raise failure("error while writing at byte %d: %s", offset, exc) from exc
+                raise failure("error while writing at byte", offset, exc) from exc
             finally:
                 turn.pass_on()
             if progress is not None:
@@ -170,7 +170,7 @@ class Transfer:
             self._loader.load(reads, buffer, length)
         except (Error, OSError) as exc:
             if not self.salvage:
-                raise failure("error while reading at byte %d: %s", offset + self._loader.culprit(reads, buffer), exc) from exc
+                raise failure("error while reading at byte", offset + self._loader.culprit(reads, buffer), exc) from exc
             self._salvage(offset, reads, buffer, length)
         if self.sparse_size:
             runs = self._nonzero_runs(buffer, 0, length, self._grain)
@@ -194,7 +194,7 @@ class Transfer:
                 for position, count in _rest(runs, length):
                     self.target.pwrite_zeroes(offset + position, count, True)
         except (Error, OSError) as exc:
-            raise failure("error while writing at byte %d: %s", offset + position, exc) from exc
+            raise failure("error while writing at byte", offset + position, exc) from exc
 
     def _units(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Runs cut into allocation units: (offset in the buffer, length)."""
@@ -321,7 +321,7 @@ class Transfer:
                 except (Error, OSError) as exc:
                     clear(buffer, start, stop)
                     if self.warn is not None:
-                        self.warn(str(failure("error while reading offset %d: %s", offset + start, exc)))
+                        self.warn(str(failure("error while reading offset", offset + start, exc)))
 
     def _hold_back(self, length: int) -> None:
         """Wait until `length` bytes may be written without going faster than `rate`."""
