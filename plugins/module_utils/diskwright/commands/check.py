@@ -79,7 +79,11 @@ def main(args: Sequence[str], ui: UI) -> int:
         ui.error(str(error))
         return 63
     if result.messages:
-        ui.hint("\n".join(result.messages))
+        # some lines begin with the program's name, which the driver does not know
+        own = "qemu-img: "
+        ui.hint("\n".join("%s: %s" % (ui.name, line[len(own) :]) if line.startswith(own) else line for line in result.messages))
+    if result.omitted:
+        ui.hint("(and %d more lines)" % result.omitted)
     if given.get("output") == "json" and result.failure is None:
         from ..json_text import dumps
 
@@ -88,6 +92,8 @@ def main(args: Sequence[str], ui: UI) -> int:
         ui.say(human(result))
     if result.failure is not None:
         ui.error("Check failed: %s" % result.failure)
+    elif result.result.check_errors:
+        ui.error("Check failed")
     return exit_code(result)
 
 
@@ -102,7 +108,7 @@ class ImageCheck:
     finished; the counts mean nothing then.
     """
 
-    __slots__ = ("filename", "format", "result", "repaired", "corruptions_fixed", "leaks_fixed", "messages", "failure")
+    __slots__ = ("filename", "format", "result", "repaired", "corruptions_fixed", "leaks_fixed", "messages", "omitted", "failure")
 
     def __init__(self, filename: str, format: str, results: Sequence[CheckResult]) -> None:
         """`results` are those of the check, and of the second one after a repair."""
@@ -113,6 +119,7 @@ class ImageCheck:
         self.leaks_fixed = sum(result.leaks_fixed for result in results)
         self.repaired = bool(self.corruptions_fixed or self.leaks_fixed)
         self.messages = [line for result in results for line in result.messages]
+        self.omitted = sum(result.omitted for result in results)
         self.failure = self.result.failure
 
     @property
