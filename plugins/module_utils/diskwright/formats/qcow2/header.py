@@ -250,7 +250,7 @@ def unknown_feature_names(features: int, table: bytes) -> str:
     for start in range(0, len(table) - _FEATURE_ENTRY + 1, _FEATURE_ENTRY):
         kind, bit = table[start], table[start + 1]
         if kind == 0 and bit < 64 and features >> bit & 1:
-            names.append(table[start + 2 : start + _FEATURE_ENTRY].split(b"\0")[0].decode("utf-8", "replace"))
+            names.append(table[start + 2 : start + _FEATURE_ENTRY].split(b"\0")[0].decode("utf-8", "surrogateescape"))
             features &= ~(1 << bit)
     if features:
         names.append("Unknown incompatible feature: %x" % features)

@@ -85,7 +85,7 @@ def _listed(entry: Snapshot) -> ListedSnapshot:
     return ListedSnapshot(
         _text(entry.id, 127),
         _text(entry.name, 255),
-        extra[0] if extra else entry.vm_state_size,
+        (extra[0] ^ 1 << 63) - (1 << 63) if extra else entry.vm_state_size,  # signed for QEMU
         entry.date_sec,
         entry.date_nsec,
         entry.vm_clock_nsec,
