@@ -200,13 +200,13 @@ def write_image(filename: str, own: type[Node], protocol: type[Node], own_option
     made = not os.path.lexists(path)
     own.check_creation(own_options)
     try:
-        protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
+        # the format's own permissions from the first, so that a file in use is refused before it is emptied
+        flags = own.child_flags("file", OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE))
+        protocol.create_file(path, protocol_options, flags)  # type: ignore[attr-defined]
         if own.leaf:
             return
         made = True
-        # as the protocol had it while it created the file, if the format asks for no more
-        flags = OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE)
-        with Graph().open_spec(described, own.child_flags("file", flags)) as file:
+        with Graph().open_spec(described, flags) as file:
             own.create(file, own_options)
     except BaseException:
         if made:
