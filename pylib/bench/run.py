@@ -178,7 +178,8 @@ def print_table(results: list[dict[str, object]], write: Callable[[str], object]
             missed = "*" if wanted is not None and own > wanted else ""
             cells.append("%s%.2f (%s)" % (missed, own, "-" if wanted is None else "%.2f" % wanted))
         copied = ratio.get(CP)  # type: ignore[attr-defined]
-        write("%-46s %13s %13s %8s %7.0f ms\n" % (result["row"], *cells, "-" if copied is None else "%.2f" % copied, ms[QEMU]))  # type: ignore[index]
+        own_cells = "".join(" %13s" % cell for cell in cells)
+        write("%-46s%s %8s %7.0f ms\n" % (result["row"], own_cells, "-" if copied is None else "%.2f" % copied, ms[QEMU]))  # type: ignore[index]
 
 
 def main() -> int:
