@@ -107,17 +107,19 @@ def create(
     the options are known to be good and before anything is written. Raises Error (its text begins with the file name);
     what was begun is removed then.
     """
+    creating = False  # whether what fails is the new image, and not its backing file
     try:
         own, protocol = creatable(format, filename)
-        chosen = CreationOptions(own, protocol, options)
+        chosen = CreationOptions(own, protocol, options, objects)
         _set_given(chosen, size, backing, backing_format)
         _look_at_backing(chosen, filename, backing_unsafe, Graph(policy, objects, warn))
         if announce is not None:
             announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
+        creating = True
         _check_announced(chosen)
         write_image(filename, own, protocol, chosen.own_record(), chosen.protocol_record())
     except Error as error:
-        if error.errno == errno.EFBIG:
+        if creating and error.errno == errno.EFBIG:
             hint = " (try using a larger cluster size)" if chosen.field("cluster_size") else ""
             text = "%s: The image size is too large for file format '%s'%s" % (filename, format, hint)
             raise Error(text, filename=filename, errno=error.errno) from error

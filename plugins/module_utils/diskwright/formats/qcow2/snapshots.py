@@ -101,14 +101,13 @@ def _text(name: bytes, most: int) -> str:
 
 def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:
     """Where the L2 tables of the snapshots are."""
-    from .tables import big_array
+    from .tables import read_entries
 
     offsets: set[int] = set()
     for snapshot in snapshots:
         if snapshot.l1_size > MAX_L1_SIZE // 8:
             raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
-        raw = bytearray(snapshot.l1_size * 8)
-        read_padded(image.file, snapshot.l1_table_offset, memoryview(raw))
-        offsets.update(entry & OFFSET_MASK for entry in big_array(raw))
+        entries = read_entries(image.file, snapshot.l1_table_offset, snapshot.l1_size)
+        offsets.update(entry & OFFSET_MASK for entry in entries)
     offsets.discard(0)
     return offsets
