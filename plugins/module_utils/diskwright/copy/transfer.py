@@ -9,7 +9,7 @@ import os
 from ..errors import Error, Unsupported
 from ..node import aligned_buffer
 from .crew import Crew
-from .pieces import CHUNK, Loader, clear, failure, pieces, source_runs
+from .pieces import CHUNK, Loader, clear, failure, layer_runs, pieces, source_runs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def copy(
         raise Unsupported("Compression not supported for this file format")
     total = sum(node.size for node in sources)
     size = max(0, min(total, total if length is None else offset + length) - offset)
-    transfer = Transfer(target, size, target_is_zero, sparse_size, own)
-    transfer.compress = compress
+    transfer = Transfer(target, size, target_is_zero, sparse_size, own, compress)
     transfer.copy_range = copy_range and not compress
     transfer.salvage = salvage
     transfer.ordered = ordered
@@ -93,7 +92,7 @@ def thread_count(most: int, sources: Sequence[Node], compress: bool = False) -> 
 class Transfer:
     """One copy under way."""
 
-    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool) -> None:
+    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool, compress: bool) -> None:
         from ..kernels import nonzero_runs, scatter
 
         self._nonzero_runs = nonzero_runs
@@ -101,10 +100,12 @@ class Transfer:
         self.target = target
         self.size = size
         self.own = own
-        self.unit = target.allocation_unit if not own and 0 < target.allocation_unit <= UNIT_MAX else 1
+        whole = compress or not own  # an overlay copies what it does not get from its own backing file
+        self.unit = target.allocation_unit if whole and 0 < target.allocation_unit <= UNIT_MAX else 1
         self.sparse_size = sparse_size
         self.skip_zeroes = target_is_zero
-        self.compress = self.copy_range = self.salvage = False
+        self.compress = compress
+        self.copy_range = self.salvage = False
         self.ordered = True
         self.rate = 0
         self.progress: Optional[Callable[[int, int], None]] = None
@@ -122,7 +123,10 @@ class Transfer:
         self._grain = -(-max(self.sparse_size, 1) // self.unit) * self.unit
         self._chunk = RANGE_CHUNK if self.copy_range else -(-max(CHUNK, self._grain) // self.unit) * self.unit
         threads = max(1, min(threads, BUFFERS // self._chunk))
-        runs = source_runs(sources, offset, self.size, self.own)
+        if self.own and self.unit > 1:
+            runs = layer_runs(sources, offset, self.size, self.unit)
+        else:
+            runs = source_runs(sources, offset, self.size, self.own)
         work = pieces(runs, self.unit, self._chunk, self.size)
         self._crew = Crew(filter(_has_data, work) if self.skip_zeroes else work)
         if self.progress is not None:
