@@ -15,7 +15,7 @@ from ..crypto.luks import MAGIC, Parameters, Volume, format_luks
 from ..crypto.secrets import passphrase
 from ..errors import Corrupt, Error, OptionError
 from ..extent import ALLOCATED, DATA, Extent
-from ..node import CHUNK, MAX_SIZE, Alloc, Format, Measure, OpenFlags
+from ..node import CHUNK, Alloc, Format, Measure, OpenFlags
 from ..options import Options, SecretRef, Size, opt
 
 TYPE_CHECKING = False
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from ..node import Node
     from ..options import NodeRef
 
+MAX_LENGTH = (1 << 63) - (1 << 30)  # bytes of a file, as far as QEMU goes
+
 
 class LuksOptions(Options):
     """Runtime options of luks."""
 
+    header: Optional[NodeRef] = opt(None, help="the node that holds the header, if it is detached")
     file: NodeRef = opt(help="the node that holds the encrypted bytes, behind the header if there is no other node for it")
     key_secret: Optional[SecretRef] = opt(None, help="the id of the secret object with the passphrase")
-    header: Optional[NodeRef] = opt(None, help="the node that holds the header, if it is detached")
 
 
 class LuksCreateOptions(Options):
     """Creation options of luks."""
-
-    DASHES = True
 
     size: Size = opt(0, help="Virtual disk size")
     key_secret: Optional[SecretRef] = opt(None, help="ID of the secret that provides the keyslot passphrase")
@@ -141,8 +141,8 @@ class Luks(Format):
             self.file.write_hosted(self._start + host_offset + position, memoryview(stored))
 
     def _truncate(self, size: int, preallocation: str) -> None:
-        if size > MAX_SIZE - self._start:
-            raise Error("The requested file size is too large", filename=self.filename, errno=errno.EFBIG)
+        if size > MAX_LENGTH - self._start:
+            raise Error("offset(%d) exceeds maximum(%d)" % (size, MAX_LENGTH), filename=self.filename)
         self.file.truncate(self._start + size, preallocation)
         self._size = -(-size // SECTOR) * SECTOR
 
@@ -165,8 +165,8 @@ class Luks(Format):
         """See Hooks.create. With `detached_header` only the header is written: its disk is another file."""
         secret = _passphrase(options.key_secret)
         parameters = _parameters(options)
-        if options.size > MAX_SIZE - parameters.header_size:
-            raise Error("The requested file size is too large", errno=errno.EFBIG)
+        if options.size > MAX_LENGTH - parameters.header_size:
+            raise Error("The requested file size is too large")
         preallocation = "off" if options.preallocation == "metadata" else options.preallocation
         size = 0 if options.detached_header else options.size
         file.truncate(parameters.header_size + size, preallocation)
@@ -176,7 +176,7 @@ class Luks(Format):
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:
         _passphrase(options.key_secret)
         parameters = _parameters(options)
-        size = source.size if source is not None else -(-options.size // SECTOR) * SECTOR
+        size = source.size if source is not None else options.size
         total = parameters.header_size + (0 if options.detached_header else size)
         return Measure(total, total)
 
