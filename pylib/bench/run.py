@@ -122,6 +122,8 @@ def install(folder: Path) -> Path:
     """Install the library (and the accelerator, if this Python has it) as users do, and not editable; the script."""
     line = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps", "--no-build-isolation", "--ignore-installed"]
     subprocess.run([*line, "--prefix", str(folder), str(ROOT / "pylib")], check=True)
+    # the interpreter beside the script, as in every virtual environment
+    os.symlink(os.path.realpath(sys.executable), folder / "bin" / ("python%d.%d" % sys.version_info[:2]))
     found = importlib.util.find_spec("diskwright_accel")
     if found is not None and found.submodule_search_locations:
         packages = next(folder.glob("lib/python3.*/*-packages"))
@@ -171,9 +173,11 @@ def has(program: str) -> bool:
     return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def can_zstd(program: str) -> bool:
-    """Whether a twin has a zstd codec here."""
-    line = [sys.executable, "-c", "import diskwright.compression as c; c.zstd_compress(b'x')"]
+def can_zstd(program: str, script: Path) -> bool:
+    """Whether a twin has a zstd codec where `script` is installed."""
+    packages = next(script.parents[1].glob("lib/python3.*/*-packages"))
+    ask = "import sys; sys.path.append(%r); import diskwright.compression as c; c.zstd_compress(b'x')" % str(packages)
+    line = [sys.executable, "-I", "-S", "-c", ask]
     return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -227,7 +231,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         script = install(Path(disk) / "prefix")
         for row in rows:
-            programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program)]
+            programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program, script)]
             size = given.size // 8 if given.quick and row.slow else given.size
             result = measure(row, programs, given.repeat or (3 if given.quick else 5), folder, Path(disk), size, script)
             results.append(result)
