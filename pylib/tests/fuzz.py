@@ -85,17 +85,13 @@ class Base:
         self.entries = [
             at for offset, length in self.tables for at in range(offset, min(offset + length, len(self.data) - 7), 8) if any(self.data[at : at + 8])
         ]
-        self.boundaries = sorted(
-            {offset + size for offset, size in self.fields} | {end for offset, length in self.tables for end in (offset, offset + length)}
-        )
+        self.boundaries = sorted({offset + size for offset, size in self.fields} | {end for offset, length in self.tables for end in (offset, offset + length)})
 
 
 def number(chance: random.Random, width: int, base: Base) -> int:
     """A value for a field of `width` bytes that somebody might not have thought of."""
     top = (1 << 8 * width) - 1
-    value = chance.choice(
-        (0, 1, 2, top, top - 1, top >> 1, (top >> 1) + 1, chance.randrange(top + 1), 1 << chance.randrange(8 * width), chance.randrange(256))
-    )
+    value = chance.choice((0, 1, 2, top, top - 1, top >> 1, (top >> 1) + 1, chance.randrange(top + 1), 1 << chance.randrange(8 * width), chance.randrange(256)))
     if width == 8 and chance.random() < 0.6:
         offset = chance.choice(base.tables)[0] if chance.random() < 0.5 else chance.randrange(len(base.data) * 2)
         value = offset & ~(base.cluster - 1) if chance.random() < 0.8 else offset
@@ -112,9 +108,7 @@ def mutate(base: Base, chance: random.Random) -> tuple[bytes, list[str]]:
         if kind < 2:
             offset, width = chance.choice(base.fields)
             old = int.from_bytes(data[offset : offset + width], "big")
-            value = chance.choice(
-                (number(chance, width, base), old ^ 1 << chance.randrange(8 * width), (old + 1) % (1 << 8 * width), old - 1 if old else 0)
-            )
+            value = chance.choice((number(chance, width, base), old ^ 1 << chance.randrange(8 * width), (old + 1) % (1 << 8 * width), old - 1 if old else 0))
             data[offset : offset + width] = value.to_bytes(width, "big")
             done.append("field at %d of %d bytes: %#x -> %#x" % (offset, width, old, value))
         elif kind < 6:
