@@ -137,9 +137,9 @@ def test_kernels_refuse():
     for place, value in ((0, bytearray(511)), (1, "des"), (2, "lrw"), (3, bytes(31)), (4, "benbi"), (6, -1), (0, bytes(512))):
         with pytest.raises(ValueError):
             module.sectors_crypt(*good[:place], value, *good[place + 1 :])
-    for arguments in (("md5", b"", b"", 1, 16), ("sha1", b"", b"", 0, 16), ("sha1", b"", b"", 1, 0), ("sha1", b"", b"", 1 << 32, 16), ("sha1", b"", b"", 1, 9999)):
+    for hash, iterations, length in (("md5", 1, 16), ("sha1", 0, 16), ("sha1", 1, 0), ("sha1", 1 << 32, 16), ("sha1", 1, 9999)):
         with pytest.raises(ValueError):
-            module.pbkdf2(*arguments)
+            module.pbkdf2(hash, b"", b"", iterations, length)
 
 
 def test_calibration_scales_and_is_bounded():

@@ -315,13 +315,15 @@ def convert(
         chosen = None
         if not no_create:
             chosen = _creation(target_format, target, options, sum(node.size for node in nodes), backing, backing_format)
+            chosen.objects = graph.objects
             backing = chosen.values.get("backing_file")
             _check_creation(chosen, target, len(sources), compress)
         writable = OpenFlags(writable=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
         with Output(target, atomic and chosen is not None) as output:
             if chosen is not None:
                 output.create(chosen, nodes, "converting %s" % target_format)
-            with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts) as node:
+            secrets = chosen.secrets() if chosen is not None else {}
+            with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
                 if inlet is not None:
                     receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:

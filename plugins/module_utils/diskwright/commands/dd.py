@@ -118,7 +118,7 @@ def dd(
         if start > end and warn is not None:
             warn("%s: cannot skip to specified offset" % source)
         size = max(0, end - start)
-        chosen = CreationOptions(own, protocol)
+        chosen = CreationOptions(own, protocol, None, objects)
         chosen.set("size", -(-size // SECTOR) * SECTOR)
         with Output(target, atomic) as output:
             output.create(chosen, [node], "creating output image")

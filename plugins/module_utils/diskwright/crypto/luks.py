@@ -196,9 +196,8 @@ class Volume:
         if not header.mk_digest_iterations:
             raise Corrupt("LUKS key iteration count is zero")
         length = -(-_material_size(header.key_bytes) // SECTOR)
-        taken: list[tuple[int, int]] = []
-        for index, slot in enumerate(self.slots):
-            start = slot.material_offset_sectors
+        starts = [slot.material_offset_sectors for slot in self.slots]
+        for index, (slot, start) in enumerate(zip(self.slots, starts)):
             if slot.stripes != STRIPES:
                 stripes = slot.stripes - (1 << 32) if slot.stripes >> 31 else slot.stripes
                 raise Corrupt("Keyslot %d is corrupted (stripes %d != %d)" % (index, stripes, STRIPES))
@@ -210,10 +209,8 @@ class Volume:
                 raise Corrupt("Keyslot %d iteration count is zero" % index)
             if payload and start + length > payload:
                 raise Corrupt("Keyslot %d is overlapping with the encrypted payload" % index)
-            taken.append((start, start + length))
-        for index, (low, high) in enumerate(taken):
             for other in range(index + 1, SLOTS):
-                if low < taken[other][1] and taken[other][0] < high:
+                if start < starts[other] + length and starts[other] < start + length:
                     raise Corrupt("Keyslots %d and %d are overlapping in the header" % (index, other))
 
     # -- keys ----------------------------------------------------------------------------------------------------
