@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+try:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+except ImportError:  # the first use says so; Ansible's checks import each file without it
+    MISSING = True
+else:
+    MISSING = False
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +24,9 @@ class Aes:
     __slots__ = ("_mode", "_key", "_half")
 
     def __init__(self, mode: str, key: bytes) -> None:
-        """Raises ImportError where the package has no such key."""
+        """Raises ImportError without the package, or where it has no such key."""
+        if MISSING:
+            raise ImportError("cryptography is not installed")
         self._mode = mode
         self._key = key
         self._half = key[: len(key) // 2] if mode == "xts" else key
