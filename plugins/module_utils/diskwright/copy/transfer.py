@@ -205,7 +205,7 @@ class Transfer:
         unit = self.unit
         return [(at, min(unit, start + count - at)) for start, count in runs for at in range(start, start + count, unit)]
 
-    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Turn) -> None:
+    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Optional[Turn]) -> None:
         """Write runs of the buffer, which holds the content from `offset` on.
 
         In order is only what decides where the data comes to lie. The writes themselves overlap: they are at most as many
@@ -232,7 +232,8 @@ class Transfer:
                         others.append((alloc.host, alloc.host_offset, at, alloc.length))
                     else:
                         writes.append((fd, alloc.host_offset, at, alloc.length))
-            turn.pass_on()
+            if turn is not None:
+                turn.pass_on()
             if writes:
                 self._scatter(writes, buffer)
             for host, position, at, count in others:
@@ -267,7 +268,7 @@ class Transfer:
             if self.rate:
                 self._hold_back(count)
             clear(buffer, 0, count)
-            self._write(offset, count, [(0, count)], buffer, turn)
+            self._write(offset, count, [(0, count)], buffer, turn if offset + count == end else None)
             offset += count
 
     def _copy_range(self, offset: int, length: int, reads: list[Read]) -> bool:
