@@ -147,7 +147,6 @@ def test_size_changes(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "create -f luks -o help",
         "create -f luks -o key-secret=zz new 1M",
         "create -f luks -o iter-time=1 new 1M",
         "create -f luks -o key-secret=s,cipher-alg=bogus new 1M",

@@ -13,7 +13,7 @@ import os
 from ..errors import Corrupt, Error, OptionError, Unsupported, WrongFormat
 from ..ondisk import Struct
 from . import antiforensic
-from .ciphers import ALGORITHMS, IVGENS, KNOWN, MODES, SECTOR, SectorCipher, algorithm, check, essiv_algorithm
+from .ciphers import ALGORITHMS, IVGENS, KNOWN, MODES, SECTOR, SectorCipher, algorithm, check
 from .hashes import HASHES, digest, iterations_for, pbkdf2
 
 TYPE_CHECKING = False
@@ -396,7 +396,6 @@ __all__ = [
     "LuksHeader",
     "Parameters",
     "Volume",
-    "essiv_algorithm",
     "format_luks",
     "limit_iterations",
 ]

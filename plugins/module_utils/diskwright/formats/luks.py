@@ -40,26 +40,26 @@ class LuksOptions(Options):
 class LuksCreateOptions(Options):
     """Creation options of luks."""
 
-    size: Size = opt(0, help="Virtual disk size")
-    key_secret: Optional[SecretRef] = opt(None, help="ID of the secret that provides the keyslot passphrase")
-    cipher_alg: Optional[str] = opt(None, help="Name of encryption cipher algorithm", choices=KNOWN)
-    cipher_mode: Optional[str] = opt(None, help="Name of encryption cipher mode", choices=MODES)
-    ivgen_alg: Optional[str] = opt(None, help="Name of IV generator algorithm", choices=IVGENS)
-    ivgen_hash_alg: Optional[str] = opt(None, help="Name of IV generator hash algorithm", choices=tuple(HASHES))
-    hash_alg: Optional[str] = opt(None, help="Name of encryption hash algorithm", choices=tuple(HASHES))
-    iter_time: Optional[int] = opt(None, help="Time to spend in PBKDF in milliseconds")
-    detached_header: bool = opt(False, help="Create a detached LUKS header")
-    preallocation: str = opt("off", help="Preallocation mode", choices=("off", "metadata", "falloc", "full"), hidden=True)
+    size: Size = opt(0, help="size of the disk")
+    key_secret: Optional[SecretRef] = opt(None, help="id of the secret object with the passphrase")
+    cipher_alg: Optional[str] = opt(None, help="cipher and length of its key (default: aes-256)", choices=KNOWN)
+    cipher_mode: Optional[str] = opt(None, help="how blocks are chained: xts (default), cbc, ctr, ecb", choices=MODES)
+    ivgen_alg: Optional[str] = opt(None, help="what makes the IV of a sector: plain64 (default), plain, essiv", choices=IVGENS)
+    ivgen_hash_alg: Optional[str] = opt(None, help="hash for essiv (default: sha256)", choices=tuple(HASHES))
+    hash_alg: Optional[str] = opt(None, help="hash for key derivation (default: sha256)", choices=tuple(HASHES))
+    iter_time: Optional[int] = opt(None, help="milliseconds that trying a passphrase takes (default: 2000)")
+    detached_header: bool = opt(False, help="write only the header; the disk is another file")
+    preallocation: str = opt("off", help="how space is taken for the disk", choices=("off", "metadata", "falloc", "full"), hidden=True)
 
 
 class LuksAmendOptions(Options):
     """Options of amend for luks."""
 
-    state: str = opt(help="Select new state of affected keyslots (active/inactive)", choices=("active", "inactive"))
-    new_secret: Optional[SecretRef] = opt(None, help="New secret to set in the matching keyslots. Empty string to erase")
-    old_secret: Optional[SecretRef] = opt(None, help="Select all keyslots that match this password")
-    keyslot: Optional[int] = opt(None, help="Select a single keyslot to modify explicitly")
-    iter_time: Optional[int] = opt(None, help="Time to spend in PBKDF in milliseconds")
+    state: str = opt(help="active adds a passphrase, inactive erases key slots", choices=("active", "inactive"))
+    new_secret: Optional[SecretRef] = opt(None, help="id of the secret object with the passphrase to add")
+    old_secret: Optional[SecretRef] = opt(None, help="id of the secret object whose key slots are erased")
+    keyslot: Optional[int] = opt(None, help="number of the key slot, 0 to 7")
+    iter_time: Optional[int] = opt(None, help="milliseconds that trying a passphrase takes (default: 2000)")
 
 
 class Luks(Format):
