@@ -35,14 +35,13 @@ def make(name, mode, ivgen, key, library):
         return found
     cipher = found.cipher
     if library == "libgcrypt":
-        build = lambda mode, key: gcrypt.Gcrypt(cipher, mode, key)  # noqa: E731
         if not gcrypt.supports(cipher, mode, key):
             return None
+        found._backend = gcrypt.Gcrypt(cipher, mode, key)
     else:
-        build = Aes
         if cipher != "aes" or (mode == "xts" and len(key) == 48):
             return None
-    found._backend = build(mode, key)
+        found._backend = Aes(mode, key)
     found._iv_backend = build("ecb", found._iv_key) if ivgen == "essiv" else None
     return found
 
