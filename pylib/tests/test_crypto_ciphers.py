@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,14 @@ def make(name, mode, ivgen, key, library):
     if library == "libgcrypt":
         if not gcrypt.supports(cipher, mode, key):
             return None
-        found._backend = gcrypt.Gcrypt(cipher, mode, key)
     else:
         if cipher != "aes" or (mode == "xts" and len(key) == 48):
             return None
-        found._backend = Aes(mode, key)
+
+    def build(mode: str, key: bytes) -> Any:
+        return gcrypt.Gcrypt(cipher, mode, key) if library == "libgcrypt" else Aes(mode, key)
+
+    found._backend = build(mode, key)
     found._iv_backend = build("ecb", found._iv_key) if ivgen == "essiv" else None
     return found
 
