@@ -13,7 +13,7 @@ from .errors import Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Iterable, Optional, Sequence
+    from typing import Any, Callable, ClassVar, Iterable, Mapping, Optional, Sequence
 
     from .tally import CheckResult
     from .extent import Extent
@@ -179,6 +179,7 @@ class Hooks:
 
     driver: ClassVar[str] = ""  # QEMU's name of it
     options_class: ClassVar[type[Options]]
+    amend_options: ClassVar[Optional[type[Options]]] = None  # what _amend can change; None: nothing
     leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
     supports_backing: ClassVar[bool] = False
     supports_compression: ClassVar[bool] = False
@@ -231,6 +232,16 @@ class Hooks:
     def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
         """Make the image name another backing file, in one step that a crash does not tear apart."""
         raise Unsupported("%s: the %s format has no backing file that could be changed" % (self.filename, self.driver), filename=self.filename)
+
+    def _amend(self, values: Mapping[str, Any], force: bool, progress: Optional[Callable[[int, int], None]], objects: Mapping[str, Any]) -> None:
+        raise Unsupported("Format driver '%s' does not support option amendment" % self.driver, filename=self.filename, errno=errno.ENOTSUP)
+
+    def _make_empty(self) -> None:
+        """Give up all that this layer holds, in steps that a crash does not tear apart."""
+        raise Unsupported("%s: the %s format cannot be emptied" % (self.filename, self.driver), filename=self.filename, errno=errno.ENOTSUP)
+
+    def _changed_flags(self, old: OpenFlags) -> None:
+        """The node and its own children have other flags than `old` now."""
 
     def _trim(self, end: int) -> None:
         """After a padded write that should have ended at `end`: cut what the padding added to the node."""

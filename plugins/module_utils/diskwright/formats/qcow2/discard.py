@@ -8,7 +8,7 @@ from ... import kernels
 from ...extent import ZERO as STATUS_ZERO
 from ...kernels import contract as kinds
 from .header import COPIED, ZERO
-from .write import free_entries, table_parts, trim_freed
+from .write import free_entries, set_entries, table_parts, trim_freed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +72,15 @@ def discard(image: Qcow2, offset: int, length: int) -> None:
         else:
             _change(image, start, end, ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY, backed)
             image.refcounts.discard_freed = image.refcounts.discard_freed or passes_request(image)
+        trim_freed(image)
+
+
+def forget_zeroes(image: Qcow2, start: int, end: int) -> None:
+    """Make the zero clusters of a range, of an image without a backing file, unallocated ones."""
+    with image._lock:
+        for _position, l2_offset, first, count in table_parts(image, start, end, create=False):
+            if l2_offset:
+                set_entries(image, l2_offset, first, EMPTY_ENTRY * count)
         trim_freed(image)
 
 

@@ -11,11 +11,11 @@ from ...errors import Corrupt, Error, ReadOnly, Unsupported
 from ...node import Format, OpenFlags, Reference
 from . import header as layout
 from .header import name_text, read_header
-from .options import Qcow2CreateOptions, Qcow2Options, check_options
+from .options import Qcow2AmendOptions, Qcow2CreateOptions, Qcow2Options, check_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Optional, Sequence, Union
+    from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
     from ...tally import CheckResult
     from ...extent import Extent
@@ -34,6 +34,7 @@ class Qcow2(Format):
     driver = "qcow2"
     options_class = Qcow2Options
     create_options = Qcow2CreateOptions
+    amend_options = Qcow2AmendOptions
     supports_backing = True
     supports_compression = True
     creatable = True
@@ -77,6 +78,11 @@ class Qcow2(Format):
             raise Corrupt("data-file-raw requires a data file", errno=22)
         if header.incompatible_features & layout.DATA_FILE and not self.references() and "data-file" not in self.children:
             raise Error("'data-file' is required for this image", errno=22)
+
+    def _changed_flags(self, old: OpenFlags) -> None:
+        if self.flags.writable and not old.writable:
+            self.forget_metadata()
+            self._open_for_writing()
 
     def _open_for_writing(self) -> None:
         """The header's say in whether and how the image may be written."""
@@ -152,6 +158,13 @@ class Qcow2(Format):
         except BaseException:
             self.header.__dict__.update(old)
             raise
+
+    def mark_clean(self) -> None:
+        """Say in the header that all refcounts are in the file, once they are."""
+        if self.header.incompatible_features & layout.DIRTY:
+            self.flush()
+            self.change_record(incompatible_features=self.header.incompatible_features & ~layout.DIRTY)
+        self.dirty = False
 
     def barrier(self) -> None:
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
@@ -247,6 +260,16 @@ class Qcow2(Format):
         from .backing import change_backing
 
         change_backing(self, name, format)
+
+    def _amend(self, values: Mapping[str, Any], force: bool, progress: Optional[Callable[[int, int], None]], objects: Mapping[str, Any]) -> None:
+        from .amend import amend
+
+        amend(self, values, force, progress, objects)
+
+    def _make_empty(self) -> None:
+        from .resize import make_empty
+
+        make_empty(self)
 
     def _flush(self) -> None:
         self.write_back()

@@ -126,10 +126,28 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
 
 
 def _shrink(image: Qcow2, size: int) -> None:
+    start = -(-size // image.cluster_size) * image.cluster_size
+    _drop(image, start, l1_entries(image.header, size))
+    write_back(image)
+    image.barrier()
+    image.change_record(size=size)
+    image._size = size
+    _cut_file(image)
+
+
+def make_empty(image: Qcow2) -> None:
+    """Drop all clusters and L2 tables: pointers first, then refcounts, then the end of the file."""
+    with image._lock:
+        _drop(image, 0, 0)
+        write_back(image)
+        image.barrier()
+        _cut_file(image)
+
+
+def _drop(image: Qcow2, start: int, keep: int) -> None:
+    """Drop the clusters from guest offset `start` on, and whole L2 tables where `keep` L1 entries are to stay."""
     cluster_size, tables, refcounts = image.cluster_size, image.tables, image.refcounts
-    start = -(-size // cluster_size) * cluster_size
     end = -(-image.size // cluster_size) * cluster_size
-    keep = l1_entries(image.header, size)
     for position, l2_offset, first, count in _present_parts(image, start, end):
         index = position // tables.reach
         if index < keep:
@@ -142,13 +160,13 @@ def _shrink(image: Qcow2, size: int) -> None:
         tables.l1_dirty.add(index)
         image.overlap.remove_table(l2_offset)
         refcounts.free(l2_offset // cluster_size, 1)
-    write_back(image)
+
+
+def _cut_file(image: Qcow2) -> None:
+    """Give back refcount blocks that count nothing, and make the file end with what is in use."""
+    image.refcounts.drop_empty_blocks()
     image.barrier()
-    image.change_record(size=size)
-    image._size = size
-    refcounts.drop_empty_blocks()
-    image.barrier()
-    reach = refcounts.cut_tail()
+    reach = image.refcounts.cut_tail()
     if reach < image.file.size:
         image.file.truncate(reach)
 
