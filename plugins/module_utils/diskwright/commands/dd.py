@@ -115,10 +115,10 @@ def dd(
             raise
         end = node.size if count is None else min(node.size, count * block_size)
         start = skip * block_size
-        if start >= end and skip and warn is not None and start > node.size:
+        if start > end and warn is not None:
             warn("%s: cannot skip to specified offset" % source)
         size = max(0, end - start)
-        chosen = CreationOptions(own, protocol)
+        chosen = CreationOptions(own, protocol, None, objects)
         chosen.set("size", -(-size // SECTOR) * SECTOR)
         with Output(target, atomic) as output:
             output.create(chosen, [node], "creating output image")

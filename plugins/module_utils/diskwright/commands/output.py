@@ -12,7 +12,7 @@ from ..graph import identity, parse_filename
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Optional
+    from typing import Any, Iterable, Mapping, Optional
 
     from ..graph import Graph
     from ..node import Node, OpenFlags
@@ -60,10 +60,10 @@ class Output:
             reason = "Could not create '%s': %s" % (self.filename, exc.strerror or exc)
             raise Error("%s: error while %s: %s" % (self.filename, doing, reason), filename=self.filename, errno=exc.errno) from exc
 
-    def open(self, graph: Graph, format: Optional[str], flags: OpenFlags, image_opts: bool = False) -> Node:
-        """Open the image. Raises Error."""
+    def open(self, graph: Graph, format: Optional[str], flags: OpenFlags, image_opts: bool = False, extra: Optional[Mapping[str, Any]] = None) -> Node:
+        """Open the image, with the further options `extra`. Raises Error."""
         try:
-            return graph.open(self.path, format, flags, image_opts)
+            return graph.open(self.path, format, flags, image_opts, extra)
         except Error as exc:
             if not self._draft:
                 raise
