@@ -35,9 +35,8 @@ def rebase(
     """
     if compress and not overlay.supports_compression:
         raise Unsupported("Compression not supported for this file format")
-    transfer = Rebase(overlay, overlay.size, backing is None, SPARSE_SIZE, False)
+    transfer = Rebase(overlay, overlay.size, backing is None, SPARSE_SIZE, False, compress)
     transfer.backing = backing
-    transfer.compress = compress
     transfer.progress = progress
     if overlay.size:
         transfer.run((overlay,), 0, thread_count(threads, [node for node in (overlay, backing) if node is not None], compress))
@@ -57,7 +56,7 @@ def commit(
     """
     if base.size < top.size:
         raise OptionError("the base is shorter than the image that is committed into it", filename=base.filename)
-    transfer = Commit(base, top.size, False, SPARSE_SIZE, False)
+    transfer = Commit(base, top.size, False, SPARSE_SIZE, False, False)
     transfer.rate = rate or 0
     transfer.progress = progress
     if top.size:
@@ -133,10 +132,10 @@ class Rebase(_Layers):
 
     backing: Optional[Node]
 
-    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool) -> None:
+    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool, compress: bool) -> None:
         from ..kernels import difference_runs
 
-        super().__init__(target, size, target_is_zero, sparse_size, own)
+        super().__init__(target, size, target_is_zero, sparse_size, own, compress)
         self._difference_runs = difference_runs
         self._found: dict[int, list[Read]] = {}  # what the new backing node has in pieces that are under way, by offset
         self._buffers: dict[int, memoryview] = {}  # of each thread
