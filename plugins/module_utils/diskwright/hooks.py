@@ -179,7 +179,6 @@ class Hooks:
 
     driver: ClassVar[str] = ""  # QEMU's name of it
     options_class: ClassVar[type[Options]]
-    amend_options: ClassVar[Optional[type[Options]]] = None  # what _amend can change; None: nothing
     leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
     supports_backing: ClassVar[bool] = False
     supports_compression: ClassVar[bool] = False
@@ -234,9 +233,6 @@ class Hooks:
         """Make the image name another backing file, in one step that a crash does not tear apart."""
         raise Unsupported("%s: the %s format has no backing file that could be changed" % (self.filename, self.driver), filename=self.filename)
 
-    def _amend(self, values: Mapping[str, Any], force: bool, progress: Optional[Callable[[int, int], None]], objects: Mapping[str, Any]) -> None:
-        raise Unsupported("Format driver '%s' does not support option amendment" % self.driver, filename=self.filename, errno=errno.ENOTSUP)
-
     def _make_empty(self) -> None:
         """Give up all that this layer holds, in steps that a crash does not tear apart."""
         raise Unsupported("%s: the %s format cannot be emptied" % (self.filename, self.driver), filename=self.filename, errno=errno.ENOTSUP)
@@ -279,8 +275,9 @@ class Hooks:
     def _check(self, repair: str) -> CheckResult:
         raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
 
-    def _amend(self, options: Any, force: bool) -> None:
-        """Change what `options`, an `amend_options` record, says; with `force` even if data gets lost by it."""
+    def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
+        """Change what `options`, an `amend_options` record, says; with `force` even if data gets lost by it. `progress` is told
+        (steps done, in all)."""
         raise Unsupported("Format driver '%s' does not support option amendment" % self.driver, filename=self.filename, errno=errno.ENOTSUP)
 
     def references(self) -> list[Reference]:
@@ -322,6 +319,16 @@ class Hooks:
     def create(cls, file: Node, options: Any) -> None:
         """Write a new, empty image into `file` (opened for writing, of length 0); `options` is a `create_options` record."""
         raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)
+
+    @classmethod
+    def creation_files(cls, options: Any) -> dict[str, str]:
+        """Paths of the further files that an image made with `options` consists of, by the role of the child."""
+        return {}
+
+    @classmethod
+    def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
+        """`create` for an image of several files: `children` are open for writing, and empty."""
+        cls.create(children["file"], options)
 
     @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:

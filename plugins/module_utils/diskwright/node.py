@@ -41,7 +41,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, ClassVar, Iterable, Iterator, Mapping, Optional, Sequence, Union
+    from typing import Any, Callable, ClassVar, Iterable, Iterator, Optional, Sequence, Union
 
     from typing_extensions import Self
 
@@ -481,14 +481,14 @@ class Node(Hooks):
         """Check the metadata; `repair` is "", "leaks" or "all". Raises Unsupported where the format has no check."""
         return self._check(repair)
 
-    def amend(self, options: Any, force: bool = False) -> None:
+    def amend(self, options: Any, force: bool = False, progress: Optional[Callable[[int, int], None]] = None) -> None:
         """Change options of the image, as an `amend_options` record says; `force` allows what loses data.
 
         Raises ReadOnly, Unsupported where the format cannot, OptionError, Error.
         """
         if self.read_only:
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
-        self._amend(options, force)
+        self._amend(options, force, progress)
 
     def layers(self) -> Iterator[Node]:
         """This node and its backing chain, top first."""
@@ -529,19 +529,6 @@ class Format(Node):
         if self.read_only:
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
         self._change_backing(name, format)
-
-    def amend(
-        self,
-        values: Mapping[str, Any],
-        force: bool = False,
-        progress: Optional[Callable[[int, int], None]] = None,
-        objects: Optional[Mapping[str, Any]] = None,
-    ) -> None:
-        """Change options that the image was made with: `values` by the keys of amend_options, parsed. `force` allows what may
-        make it unusable, `progress` is told (steps done, in all), `objects` are the secrets. Raises ReadOnly, OptionError, Unsupported."""
-        if self.read_only:
-            raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
-        self._amend(values, force, progress, objects or {})
 
     def make_empty(self) -> None:
         """Give up all that this layer holds: it reads as its backing node then. Raises ReadOnly, Unsupported."""

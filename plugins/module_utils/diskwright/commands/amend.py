@@ -7,7 +7,7 @@ from __future__ import annotations
 from .. import drivers
 from ..errors import OptionError
 from ..graph import Graph
-from ..node import Format, OpenFlags, cache_flags
+from ..node import OpenFlags, cache_flags
 from ..options import parse_value, split_pairs
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
@@ -118,9 +118,7 @@ def amend(
             raise OptionError("Format driver '%s' does not support option amendment" % node.driver, filename=filename)
         if begin is not None:
             begin()
-        values = _read(node, record, options)
-        if isinstance(node, Format):
-            node.amend(values, force, progress, objects or {})
+        node.amend(record.from_mapping(_read(node, record, options)).bind(objects or {}), force, progress)
 
 
 def _read(node: Node, record: Any, text: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional
 
     from .image import Qcow2
+    from .options import Qcow2AmendOptions
 
     Progress = Callable[[int, int], None]
 
@@ -28,8 +29,9 @@ NEWER = "compatibility level 1.1 %s above (use compat=1.1 or greater)"
 PIECE = 1 << 20  # bytes of zeroes that become data at a time
 
 
-def amend(image: Qcow2, values: Mapping[str, Any], force: bool, progress: Optional[Progress], objects: Mapping[str, Any]) -> None:
-    """Change what `values` (options by key) say; see Format.amend. Raises OptionError in QEMU's words."""
+def amend(image: Qcow2, options: Qcow2AmendOptions, force: bool, progress: Optional[Progress]) -> None:
+    """Change what `options` say; see Node.amend. Raises OptionError in QEMU's words."""
+    values = {key: value for key, value in options.given().items() if value is not None}
     _check_values(image, values)
     header = image.header
     version = VERSIONS[values["compat"]] if "compat" in values else header.version
@@ -37,9 +39,8 @@ def amend(image: Qcow2, values: Mapping[str, Any], force: bool, progress: Option
     if version > header.version:
         _upgrade(image)
         tell(1, 2)
-    keys = {key[8:]: value for key, value in values.items() if key.startswith("encrypt.")}
-    if keys:
-        _amend_encryption(image, keys, force, objects)
+    if any(key.startswith("encrypt.") for key in values):
+        _amend_encryption(image, options, force)
     order = values["refcount_bits"].bit_length() - 1 if "refcount_bits" in values else header.refcount_order
     if order != header.refcount_order:
         if version < 3 and order != 4:
@@ -65,7 +66,7 @@ def _check_values(image: Qcow2, values: Mapping[str, Any]) -> None:
     if any(key.startswith("encrypt.") for key in values) and not image.header.crypt_method:
         raise OptionError("Can't amend encryption options - encryption not present")
     external = bool(image.header.incompatible_features & layout.DATA_FILE)
-    if values.get("data_file") and not external:
+    if "data_file" in values and not external:
         raise OptionError("data-file can only be set for images that use an external data file")
     if values.get("data_file_raw") and not image.header.autoclear_features & layout.RAW_DATA_FILE:
         raise OptionError("data-file-raw cannot be set on existing images")
@@ -74,8 +75,8 @@ def _check_values(image: Qcow2, values: Mapping[str, Any]) -> None:
         raise OptionError("Refcount width must be a power of two and may not exceed 64 bits")
 
 
-def _amend_encryption(image: Qcow2, keys: Mapping[str, Any], force: bool, objects: Mapping[str, Any]) -> None:
-    """Change key slots; `keys` are the options without "encrypt."."""
+def _amend_encryption(image: Qcow2, _options: Qcow2AmendOptions, _force: bool) -> None:
+    """Change key slots."""
     raise Unsupported("Only LUKS encryption options can be amended for qcow2 with amend", filename=image.filename, errno=errno.ENOTSUP)
 
 

@@ -89,7 +89,7 @@ class Qcow2(Format):
         if not flags.check:
             if incompatible & layout.CORRUPT:
                 raise ReadOnly("qcow2: Image is corrupt; cannot be opened read/write", errno=EACCES)
-            for bit, name in ((layout.DATA_FILE, "an external data file"), (layout.EXTENDED_L2, "extended L2 entries")):
+            for bit, name in ((layout.EXTENDED_L2, "extended L2 entries"),):
                 if incompatible & bit:
                     raise Unsupported("qcow2: writing images with %s is not supported" % name, errno=ENOTSUP)
             if header.autoclear_features & layout.BITMAPS and header.extension(layout.EXT_BITMAPS) is not None:
@@ -138,6 +138,11 @@ class Qcow2(Format):
                     self._overlap = Overlap(self)
         return self._overlap
 
+    @property
+    def is_raw_external(self) -> bool:
+        """Whether the data file is to stay valid as a raw image."""
+        return bool(self.header.autoclear_features & layout.RAW_DATA_FILE and self.header.incompatible_features & layout.DATA_FILE)
+
     def forget_metadata(self) -> None:
         """Drop whatever was cached of the tables, unwritten changes included; for a repair that rewrote the file."""
         self._tables = self._refcounts = self._overlap = None
@@ -168,6 +173,8 @@ class Qcow2(Format):
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
         if self.ordered:
             self.file.flush()
+            if self.data_file is not self.file:
+                self.data_file.flush()
 
     def update_header(self) -> None:
         """Write the whole header, with extensions and backing file name, in one piece and bring it to the disk."""
@@ -259,10 +266,10 @@ class Qcow2(Format):
 
         change_backing(self, name, format)
 
-    def _amend(self, values: Mapping[str, Any], force: bool, progress: Optional[Callable[[int, int], None]], objects: Mapping[str, Any]) -> None:
+    def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
         from .amend import amend
 
-        amend(self, values, force, progress, objects)
+        amend(self, options, force, progress)
 
     def _make_empty(self) -> None:
         from .resize import make_empty
@@ -336,9 +343,17 @@ class Qcow2(Format):
 
     @classmethod
     def create(cls, file: Node, options: Any) -> None:
+        cls.create_over({"file": file}, options)
+
+    @classmethod
+    def creation_files(cls, options: Any) -> dict[str, str]:
+        return {"data-file": _plain_path(options.data_file)} if options.data_file else {}
+
+    @classmethod
+    def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
         from .create import create
 
-        create(cls, file, options)
+        create(cls, children, options)
 
     @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:

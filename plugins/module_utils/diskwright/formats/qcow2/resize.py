@@ -39,6 +39,8 @@ def resize(image: Qcow2, size: int, preallocation: str) -> None:
             _shrink(image, size)
         elif size > image.size:
             grow(image, size, preallocation)
+        if image.tables.external:
+            image.data_file.truncate(size)
         image.tables.forget_preallocation()
 
 
@@ -99,6 +101,9 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
     "full" real blocks. A file that cannot grow gets zeroes instead."""
     size, file = image.cluster_size, image.file
     refcounts, tables = image.refcounts, image.tables
+    if tables.external:
+        _preallocate_external(image, start, end, mode)
+        return
     first_cluster, end_cluster = start // size, -(-end // size)
     if file.growable:
         # the file grows first: no pointer in it may lead behind its end, and metadata must not take the place of blocks
@@ -123,6 +128,17 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
                 run -= wanted
     if file.growable:
         file.truncate(refcounts.end_of_use())
+
+
+def _preallocate_external(image: Qcow2, start: int, end: int, mode: str) -> None:
+    """Map all clusters of a range to their places in the data file, which becomes as long."""
+    size, tables = image.cluster_size, image.tables
+    if image.data_file.size < end:
+        image.data_file.truncate(end, "off" if mode == "metadata" else mode)
+    for position, l2_offset, first, count in table_parts(image, start // size * size, -(-end // size) * size, create=True):
+        for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, True, count):
+            if kind == kinds.UNALLOCATED:
+                set_entries(image, l2_offset, index, ascending(position + (index - first) * size | COPIED, size, run))
 
 
 def _shrink(image: Qcow2, size: int) -> None:
