@@ -44,6 +44,7 @@ FLOORS = {
     "probe": 8,
     "copy": 9,
     "graph": 9,
+    "beside": 10,
     "image": 10,
     "commands": 11,
     "cli": 12,

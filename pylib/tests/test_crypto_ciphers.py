@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,15 @@ def make(name, mode, ivgen, key, library):
         return found
     cipher = found.cipher
     if library == "libgcrypt":
-        build = lambda mode, key: gcrypt.Gcrypt(cipher, mode, key)  # noqa: E731
         if not gcrypt.supports(cipher, mode, key):
             return None
     else:
-        build = Aes
         if cipher != "aes" or (mode == "xts" and len(key) == 48):
             return None
+
+    def build(mode: str, key: bytes) -> Any:
+        return gcrypt.Gcrypt(cipher, mode, key) if library == "libgcrypt" else Aes(mode, key)
+
     found._backend = build(mode, key)
     found._iv_backend = build("ecb", found._iv_key) if ivgen == "essiv" else None
     return found

@@ -182,7 +182,7 @@ def judge(name: str, result: Result, memory: int) -> list[str]:
         found.append("exit code %d%s" % (result.code, " (too much time)" if result.code in (-signal.SIGXCPU, -signal.SIGKILL) else ""))
     if b"Traceback" in result.err or b"Exception ignored" in result.err:
         found.append("a traceback")
-    if result.code == 1 and verb not in ("check", "compare") and not result.err.startswith(b"qemu-img: "):
+    if result.code == 1 and verb not in ("check", "compare") and b"\nqemu-img: " not in b"\n" + result.err:
         found.append("no message")
     if result.memory > memory:
         found.append("%d MiB of memory" % (result.memory >> 20))

@@ -328,7 +328,6 @@ def convert(
                     receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
-            output.keep()
     finally:
         for node in nodes:
             node.close()

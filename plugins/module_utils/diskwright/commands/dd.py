@@ -128,7 +128,6 @@ def dd(
                     copy([node], image, offset=start, length=size, target_is_zero=image.zero_initialized, progress=progress)
                 except Error as exc:
                     raise _in_words_of_dd(exc) from exc
-            output.keep()
 
 
 def _in_words_of_dd(exc: Error) -> Error:
