@@ -43,7 +43,8 @@ def test_made_like_qemu_img(tmp_path: Path, line: str) -> None:
     for size in ("5M", "--shrink 300k"):
         resize = ["resize", *size.split()[:-1], "x", size.split()[-1]]
         assert ours(resize, places[1]) == theirs(resize, places[0])
-        assert (places[0] / "d").stat().st_size == (places[1] / "d").stat().st_size
+        assert (places[1] / "d").stat().st_size == diskwright.info(str(places[1] / "x"))[0].virtual_size <= (places[0] / "d").stat().st_size
+        assert theirs(["map", "--output=json", "x"], places[0]).out == theirs(["map", "--output=json", "x"], places[1]).out
         assert theirs(["check", "-q", "x"], places[1]).code == 0
 
 

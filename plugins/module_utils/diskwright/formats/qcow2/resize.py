@@ -38,7 +38,8 @@ def resize(image: Qcow2, size: int, preallocation: str) -> None:
                 raise OptionError("Preallocation can't be used for shrinking an image", filename=image.filename, errno=errno.EINVAL)
             _shrink(image, size)
         elif size > image.size:
-            grow(image, size, preallocation)
+            # what is written into a raw data file by others is to be seen through the image
+            grow(image, size, "metadata" if image.is_raw_external and preallocation == "off" else preallocation)
         if image.tables.external:
             image.data_file.truncate(size)
         image.tables.forget_preallocation()
