@@ -19,6 +19,8 @@ _HOMES = {
     "Graph": ("graph", "Graph"),
     "Node": ("node", "Node"),
     "Extent": ("extent", "Extent"),
+    "amend": ("commands.amend", "amend"),
+    "bench": ("commands.bench", "bench"),
     "create": ("commands.create", "create"),
     "convert": ("commands.convert", "convert"),
     "check": ("commands.check", "check"),
@@ -26,6 +28,8 @@ _HOMES = {
     "info": ("commands.info", "info"),
     "map": ("commands.map", "map_image"),
     "measure": ("commands.measure", "measure"),
+    "rebase": ("commands.rebase", "rebase"),
+    "commit": ("commands.commit", "commit"),
     "resize": ("commands.resize", "resize"),
     "dd": ("commands.dd", "dd"),
     **{

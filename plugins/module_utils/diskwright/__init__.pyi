@@ -1,7 +1,10 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
 
+from .commands.amend import amend as amend
+from .commands.bench import bench as bench
 from .commands.check import check as check
+from .commands.commit import commit as commit
 from .commands.compare import compare as compare
 from .commands.convert import convert as convert
 from .commands.create import create as create
@@ -9,6 +12,7 @@ from .commands.dd import dd as dd
 from .commands.info import info as info
 from .commands.map import map_image as map
 from .commands.measure import measure as measure
+from .commands.rebase import rebase as rebase
 from .commands.resize import resize as resize
 from .errors import Corrupt as Corrupt
 from .errors import Denied as Denied

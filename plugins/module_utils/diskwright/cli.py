@@ -30,7 +30,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("check", "convert", "create", "dd", "resize")
+INTERRUPTIBLE = ("amend", "bench", "check", "commit", "convert", "create", "dd", "rebase", "resize")
 
 
 class Stopped(BaseException):
@@ -100,8 +100,14 @@ def load(command: str) -> Any:
     module: ModuleType
     if command == "info":
         from .commands import info as module
+    elif command == "amend":
+        from .commands import amend as module
+    elif command == "bench":
+        from .commands import bench as module
     elif command == "check":
         from .commands import check as module
+    elif command == "commit":
+        from .commands import commit as module
     elif command == "compare":
         from .commands import compare as module
     elif command == "convert":
@@ -114,6 +120,8 @@ def load(command: str) -> Any:
         from .commands import map as module
     elif command == "measure":
         from .commands import measure as module
+    elif command == "rebase":
+        from .commands import rebase as module
     elif command == "resize":
         from .commands import resize as module
     else:
