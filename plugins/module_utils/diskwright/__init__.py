@@ -27,6 +27,8 @@ _HOMES = {
     "map": ("commands.map", "map_image"),
     "measure": ("commands.measure", "measure"),
     "resize": ("commands.resize", "resize"),
+    "snapshot": ("commands.snapshot", "snapshot"),
+    "Snapshot": ("node", "Snapshot"),
     "dd": ("commands.dd", "dd"),
     **{
         name: ("errors", name)

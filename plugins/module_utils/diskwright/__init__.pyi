@@ -10,6 +10,7 @@ from .commands.info import info as info
 from .commands.map import map_image as map
 from .commands.measure import measure as measure
 from .commands.resize import resize as resize
+from .commands.snapshot import snapshot as snapshot
 from .errors import Corrupt as Corrupt
 from .errors import Denied as Denied
 from .errors import Error as Error
@@ -27,5 +28,6 @@ from .image import open_file as open_file
 from .image import open_node as open
 from .node import Node as Node
 from .node import OpenFlags as OpenFlags
+from .node import Snapshot as Snapshot
 
 __version__: str

@@ -30,7 +30,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("check", "convert", "create", "dd", "resize")
+INTERRUPTIBLE = ("check", "convert", "create", "dd", "resize", "snapshot")
 
 
 class Stopped(BaseException):
@@ -115,6 +115,8 @@ def load(command: str) -> Any:
         from .commands import measure as module
     elif command == "resize":
         from .commands import resize as module
+    elif command == "snapshot":
+        from .commands import snapshot as module
     else:
         raise KeyError(command)
     return module

@@ -8,8 +8,9 @@ node.py calls the hooks and holds all policy. Offsets and lengths are bytes ever
 from __future__ import annotations
 
 import errno
+import os
 
-from .errors import Unsupported
+from .errors import Error, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -287,6 +288,23 @@ class Hooks:
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots that the image holds."""
         return []
+
+    def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
+        """Keep the present content as an internal snapshot, with date, VM clock and the like as in `like`, or of now."""
+        raise Unsupported(os.strerror(errno.ENOTSUP), filename=self.filename, errno=errno.ENOTSUP)
+
+    def _apply_snapshot(self, name: str) -> None:
+        """Make the content of the internal snapshot with this ID, or else this name, the present one."""
+        raise Unsupported("Block driver does not support snapshots", filename=self.filename, errno=errno.ENOTSUP)
+
+    def _delete_snapshot(self, name: str) -> None:
+        """Remove the first internal snapshot of this name."""
+        raise Error("snapshot not found", filename=self.filename, errno=errno.ENOENT)
+
+    def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
+        """Show the internal snapshot with this ID and this name (None: any) from now on; only of a node open for reading."""
+        text = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % self.driver
+        raise Unsupported(text, filename=self.filename, errno=errno.ENOTSUP)
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:

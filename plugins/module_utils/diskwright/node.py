@@ -464,6 +464,27 @@ class Node(Hooks):
         """Check the metadata; `repair` is "", "leaks" or "all". Raises Unsupported where the format has no check."""
         return self._check(repair)
 
+    def create_snapshot(self, name: str, like: Optional[Snapshot] = None) -> Snapshot:
+        """Keep the present content as the internal snapshot `name`. Raises ReadOnly, Unsupported, Error in QEMU's words."""
+        self._check_write(0, 0)
+        return self._create_snapshot(name, like)
+
+    def apply_snapshot(self, name: str) -> None:
+        """Make the internal snapshot with the ID `name`, or else of that name, the present content; the size may change."""
+        self._check_write(0, 0)
+        self._apply_snapshot(name)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the first internal snapshot of the name `name`; see create_snapshot."""
+        self._check_write(0, 0)
+        self._delete_snapshot(name)
+
+    def load_snapshot(self, id: Optional[str] = None, name: Optional[str] = None) -> None:
+        """Show the internal snapshot with this ID and this name (None: any) from now on. The node must be open for reading."""
+        if not self.read_only:
+            raise Error("Device is not readonly", filename=self.filename, errno=errno.EINVAL)
+        self._load_snapshot(id, name)
+
     def layers(self) -> Iterator[Node]:
         """This node and its backing chain, top first."""
         node: Optional[Node] = self

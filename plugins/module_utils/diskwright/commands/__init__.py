@@ -19,4 +19,5 @@ SUMMARIES = {
     "map": "show where the data of an image is stored",
     "measure": "compute how large an image file would be",
     "resize": "change the size of an image",
+    "snapshot": "list, make, apply or delete internal snapshots",
 }

@@ -12,6 +12,7 @@ from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
 from .creation import CreationOptions, creatable
 from .output import Output
+from .snapshot import load
 from .spec import FLAG, VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
@@ -374,13 +375,11 @@ def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], sna
     if not nodes and format not in (None, "raw"):
         raise OptionError("An image of format '%s' cannot be read from a pipe" % format)
     if snapshot is not None:
-        if count > 1:
+        if count > 1 and not snapshot.startswith("snapshot."):
             raise OptionError("No support for concatenating multiple snapshot")
-        driver = nodes[0].driver if nodes else "raw"
-        if driver == "qcow2":
-            raise Unsupported("Failed to load snapshot: internal snapshots are not supported yet")
-        reason = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % driver
-        raise Unsupported("Failed to load snapshot: " + reason)
+        if not nodes:
+            raise Unsupported("Failed to load snapshot: a pipe has no snapshots")
+        load(nodes[0], snapshot)
     if bitmaps:
         if count > 1:
             raise OptionError("Copying bitmaps only possible with single source")

@@ -48,6 +48,10 @@ EXAMPLES = {
         ("5 GiB more", "disk.qcow2 +5G"),
         ("down to 10 GiB: what is behind is lost", "--shrink disk.qcow2 10G"),
     ),
+    "snapshot": (
+        ("keep the present content", "-c before-upgrade disk.qcow2"),
+        ("go back to it", "-a before-upgrade disk.qcow2"),
+    ),
 }
 
 _INDENT = 28  # where the second column begins

@@ -286,6 +286,26 @@ class Qcow2(Format):
 
         return list_snapshots(self)
 
+    def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
+        from .snapshots import create_snapshot
+
+        return create_snapshot(self, name, like)
+
+    def _apply_snapshot(self, name: str) -> None:
+        from .snapshots import apply_snapshot
+
+        apply_snapshot(self, name)
+
+    def _delete_snapshot(self, name: str) -> None:
+        from .snapshots import delete_snapshot
+
+        delete_snapshot(self, name)
+
+    def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
+        from .snapshots import load_snapshot
+
+        load_snapshot(self, id, name)
+
     def format_specific(self) -> dict[str, Any]:
         header = self.header
         if header.version < 3:
