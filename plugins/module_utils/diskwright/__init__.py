@@ -21,6 +21,7 @@ _HOMES = {
     "Extent": ("extent", "Extent"),
     "create": ("commands.create", "create"),
     "convert": ("commands.convert", "convert"),
+    "bitmap": ("commands.bitmap", "bitmap"),
     "check": ("commands.check", "check"),
     "compare": ("commands.compare", "compare"),
     "info": ("commands.info", "info"),

@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
 
+from .commands.bitmap import bitmap as bitmap
 from .commands.check import check as check
 from .commands.compare import compare as compare
 from .commands.convert import convert as convert

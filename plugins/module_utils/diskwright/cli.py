@@ -30,7 +30,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("check", "convert", "create", "dd", "resize", "snapshot")
+INTERRUPTIBLE = ("bitmap", "check", "convert", "create", "dd", "resize", "snapshot")
 
 
 class Stopped(BaseException):
@@ -99,6 +99,8 @@ def load(command: str) -> Any:
     module: ModuleType
     if command == "info":
         from .commands import info as module
+    elif command == "bitmap":
+        from .commands import bitmap as module
     elif command == "check":
         from .commands import check as module
     elif command == "compare":

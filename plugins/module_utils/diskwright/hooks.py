@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Iterable, Optional, Sequence
 
+    from .bitmap import BitmapSet
     from .tally import CheckResult
     from .extent import Extent
     from .node import Node
@@ -194,6 +195,7 @@ class Hooks:
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
+    stores_bitmaps: bool = False  # dirty bitmaps are kept when it is closed
     probed: bool = False  # its format was told from the content, nobody named it
     encrypted: bool = False
     compressed: bool = False
@@ -305,6 +307,10 @@ class Hooks:
         """Show the internal snapshot with this ID and this name (None: any) from now on; only of a node open for reading."""
         text = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % self.driver
         raise Unsupported(text, filename=self.filename, errno=errno.ENOTSUP)
+
+    def bitmaps(self) -> Optional[BitmapSet]:
+        """The dirty bitmaps; None where there cannot be any. What is changed of them is stored when the node is closed."""
+        return None
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:

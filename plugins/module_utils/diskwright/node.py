@@ -73,6 +73,7 @@ class Node(Hooks):
         self._lock = RLock()  # guards metadata; never held across data I/O
         self._inflight: list[tuple[int, int, Any]] = []  # (start, end, lock) of writes under way
         self._closed = False
+        self.warnings: list[str] = []  # what a person should know about it; graph.py passes it on
 
     # -- what a node is ------------------------------------------------------------------------------------------
 

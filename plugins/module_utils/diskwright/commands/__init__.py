@@ -10,6 +10,7 @@ from __future__ import annotations
 
 # name: what it does, in the order of the global help
 SUMMARIES = {
+    "bitmap": "change the persistent dirty bitmaps of an image",
     "check": "look for inconsistencies in an image, and repair them",
     "compare": "tell whether two images hold the same data",
     "convert": "copy images to a new image of any format",

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..errors import Error, Unsupported
-from ..graph import Graph
+from ..graph import Graph, prefixed
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
 from .creation import CreationOptions, creatable
@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..bitmap import Bitmap
     from ..graph import OpenPolicy
     from ..node import Node
     from .ui import UI
@@ -306,6 +307,7 @@ def convert(
             for name in sources:
                 nodes.append(graph.open("/dev/stdin" if name == "-" else name, format, flags, image_opts))
         _check_sources(nodes, len(sources), format, snapshot, bitmaps)
+        recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
         if outlet is not None:
             if target_format != "raw" or options or backing is not None or compress or no_create:
@@ -325,7 +327,11 @@ def convert(
                 if inlet is not None:
                     receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
+                    if bitmaps and not node.stores_bitmaps:
+                        raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
+                if bitmaps:
+                    _copy_bitmaps(node, recorded)
             output.keep()
     finally:
         for node in nodes:
@@ -383,9 +389,41 @@ def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], sna
     if bitmaps:
         if count > 1:
             raise OptionError("Copying bitmaps only possible with single source")
-        if not nodes or nodes[0].driver != "qcow2":
+        if not nodes or not nodes[0].stores_bitmaps:
             raise OptionError("Source lacks bitmap support")
-        raise Unsupported("Copying bitmaps is not supported yet")
+
+
+def _bitmaps_of(node: Node, skip_broken: bool, warn: Optional[Callable[[str], None]]) -> list[Bitmap]:
+    """The bitmaps to copy, in the order in which QEMU looks at them. Raises Error for one that is inconsistent."""
+    found: list[Bitmap] = []
+    for bitmap in reversed(list(node.bitmaps() or ())):
+        if not bitmap.inconsistent:
+            found.append(bitmap)
+        elif not skip_broken:
+            hint = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+            raise Error("Cannot copy inconsistent bitmap '%s'" % bitmap.name, filename=node.filename, hint=hint)
+        elif warn is not None:
+            warn("Skipping inconsistent bitmap '%s'" % bitmap.name)
+    return found
+
+
+def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> None:
+    """Give the target the bitmaps `recorded`. Raises Error."""
+    bitmaps = node.bitmaps()
+    if bitmaps is None or not node.stores_bitmaps:
+        raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
+    first = len(bitmaps.all)
+    for bitmap in recorded:
+        try:
+            bitmaps.add(bitmap.name, bitmap.granularity, bitmap.enabled)
+        except Error as exc:
+            raise prefixed("Failed to create bitmap %s: " % bitmap.name, exc, node.filename) from exc
+        try:
+            bitmaps.merge(bitmap.name, bitmap)
+        except Error as exc:
+            bitmaps.remove(bitmap.name)
+            raise prefixed("Failed to populate bitmap %s: " % bitmap.name, exc, node.filename) from exc
+    bitmaps.all[first:] = bitmaps.all[first:][::-1]
 
 
 def _creation(

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .ui import UI
 
 EXAMPLES = {
+    "bitmap": (
+        ("record what is written from now on", "--add disk.qcow2 since-backup"),
+        ("begin again", "--clear disk.qcow2 since-backup"),
+        ("a copy, with what another one recorded", "--add --merge since-backup disk.qcow2 since-yesterday"),
+    ),
     "check": (
         ("look, and say it in JSON", "--output json disk.qcow2"),
         ("repair what can be repaired", "-r all disk.qcow2"),
