@@ -23,6 +23,8 @@ from diskwright.commands.ui import UI
 
 # The spellings that qemu-img 10.0.2 takes, as Debian builds it; a colon marks those that need an argument.
 QEMU_IMG = {
+    "bitmap": "-h --help -b: --source-file: -F: --source-format: -f: -g: --granularity: --add --remove --clear --enable --disable --merge: "
+    "--object: --image-opts",
     "check": "-h --help -q --quiet -f: --format: -T: --cache: -r: --repair: --output: --object: --image-opts -U --force-share",
     "compare": "-h --help -q --quiet --object: -T: --cache: --image-opts -f: --a-format: --left-format: -F: --b-format: --right-format: "
     "-U --force-share -s --strict -p --progress",
@@ -37,22 +39,25 @@ QEMU_IMG = {
     "measure": "-h --help -O: --target-format: -f: --format: --image-opts -o: --options: -l: --snapshot: --object: --output: --size: "
     "-U --force-share",
     "resize": "-h --help -q --quiet --object: -f: --format: --image-opts --preallocation: --shrink",
+    "snapshot": "-h --help -q --quiet --object: -f: --format: --image-opts -U --force-share -l --list -a: -c: -d:",
 }
 
 # Those that only other dialects have, or that qemu-img's help promises and its parser refuses.
 OTHERS = {
+    "bitmap": "--format:",
     "compare": "",
     "convert": "--progress --compress --no-create --target-format: --target-options: --target-cache: --source-snapshot: -b: --format: "
     "--target-format-options: --rate-limit:",
     "create": "-B:",
     "measure": "-s:",
+    "snapshot": "--apply: --create: --delete:",
 }
 
 # A value that each option takes; everything else takes "raw".
 VALUES = {
     **dict.fromkeys(("-T", "-t", "--cache", "--source-cache", "--output-cache", "--target-cache"), "none"),
     **dict.fromkeys(("-m", "--parallel"), "8"),
-    **dict.fromkeys(("-S", "--sparse-size", "-s", "--start-offset", "--max-length", "--size", "--rate", "--rate-limit", "-r"), "4k"),
+    **dict.fromkeys(("-S", "--sparse-size", "-s", "--start-offset", "--max-length", "--size", "--rate", "--rate-limit", "-r", "-g", "--granularity"), "4k"),
     "--repair": "all",
     "--output": "json",
     "--object": "secret,id=s,data=x",

@@ -29,6 +29,10 @@ MOVING_CACHE = 8 << 20  # bytes of refcount blocks that are kept while all of th
 MAX_REFCOUNT = (1 << 63) - 1  # with 64 bits a refcount is still a signed number to QEMU
 
 
+class RefcountOverflow(Error):
+    """A cluster would have more users than its refcount can tell."""
+
+
 class Refcounts:
     """The refcount table, whole and in native form, a cache of refcount blocks, and the allocator. Counts and indexes are clusters."""
 
@@ -135,7 +139,7 @@ class Refcounts:
         values = kernels.refcounts_unpack(block, self.order, low, high - low)
         changed = values[entry - low : entry - low + count]
         if max(changed) + step > self.most:
-            raise Error("refcount of a cluster exceeds its width of %d bits" % (1 << self.order), errno=errno.EINVAL)
+            raise RefcountOverflow("refcount of a cluster exceeds its width of %d bits" % (1 << self.order), errno=errno.EINVAL)
         start = low << self.order >> 3
         fallen: set[int] = set()
         if self.order >= 3 and min(changed) + step >= 0:  # then no entry borrows from its neighbour: add to all at once

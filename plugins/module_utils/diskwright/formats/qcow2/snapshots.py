@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from ...cache import read_padded
 from ...errors import Corrupt, Error, Unsupported
 from ...hooks import MAX_SIZE
@@ -169,7 +171,7 @@ def create_snapshot(image: Qcow2, name: str, listed: Optional[ListedSnapshot]) -
     entry.id = b"%d" % (max([_number(snapshot.id) for snapshot in snapshots], default=0) + 1)
     entry.name = name.encode("utf-8", "surrogateescape")[:MAX_NAME]
     with Switch(image) as switch:
-        l1 = switch.adopt(switch.l1_table(header.l1_table_offset, header.l1_size))
+        l1 = _adopt(image, switch, header.l1_table_offset, header.l1_size, "Invalid argument")
         _change_table(image, switch, [*snapshots, entry], l1_table_offset=switch.store_l1(l1) or header.l1_table_offset)
     return _listed(entry)
 
@@ -191,11 +193,21 @@ def apply_snapshot(image: Qcow2, name: str) -> None:
     size = _disk_size(image, entry)
     entries = max(entry.l1_size, l1_entries(header, size))
     with Switch(image) as switch:
-        adopted = switch.adopt(switch.l1_table(entry.l1_table_offset, entry.l1_size))
+        adopted = _adopt(image, switch, entry.l1_table_offset, entry.l1_size, "Failed to load snapshot: Invalid argument")
         adopted.frombytes(bytes((entries - len(adopted)) * 8))
         switch.release(switch.l1_table(header.l1_table_offset, header.l1_size), header.l1_table_offset)
         switch.commit(l1_table_offset=switch.store_l1(adopted) or header.l1_table_offset, l1_size=entries, size=size)
     image._size = size
+
+
+def _adopt(image: Qcow2, switch: Switch, l1_offset: int, l1_size: int, refusal: str) -> array[int]:
+    """Switch.adopt, where a cluster that has too many users is `refusal`."""
+    from .refcount import RefcountOverflow
+
+    try:
+        return switch.adopt(switch.l1_table(l1_offset, l1_size))
+    except RefcountOverflow as exc:
+        raise Error(refusal, filename=image.filename, errno=EINVAL) from exc
 
 
 def delete_snapshot(image: Qcow2, name: str) -> None:

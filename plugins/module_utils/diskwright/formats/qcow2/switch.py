@@ -115,7 +115,8 @@ class Switch:
     def adopt(self, l1: array[int]) -> array[int]:
         """Refer to all that the L1 table `l1` refers to once more; the entries of an L1 table that does so.
 
-        An L2 table is shared, or copied if it has COPIED flags, which none of its clusters may have any more.
+        An L2 table is shared, or copied if it has COPIED flags, which none of its clusters may have any more. Raises
+        RefcountOverflow where a cluster would have more users than its refcount can tell.
         """
         refcounts = self.image.refcounts
         adopted = array("Q", bytes(len(l1) * 8))
