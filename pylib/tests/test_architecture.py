@@ -28,7 +28,7 @@ FLOORS = {
     "kernels": 1,
     "compression": 2,
     "crypto": 2,
-    "bitmap": 2,
+    "bitmaps": 2,
     "extent": 2,
     "ondisk": 2,
     "options": 2,

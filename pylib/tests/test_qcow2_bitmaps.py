@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conformance.recorder import Recorder, after_crash
-from diskwright.bitmap import Bitmap
+from diskwright.bitmaps import Bitmap
 from diskwright.errors import Error
 from diskwright.formats.qcow2 import Qcow2
 from qcow2_images import check_theirs, make, open_image, open_over, qemu_io, tool

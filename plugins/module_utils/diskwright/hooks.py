@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Iterable, Optional, Sequence
 
-    from .bitmap import BitmapSet
+    from .bitmaps import BitmapSet
     from .tally import CheckResult
     from .extent import Extent
     from .node import Node

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from ..errors import Error
-from ..bitmap import missing
+from ..bitmaps import missing
 from ..getopt import Parser
 from ..graph import Graph, identity, prefixed
 from ..node import OpenFlags
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
-    from ..bitmap import BitmapSet
+    from ..bitmaps import BitmapSet
     from ..graph import OpenPolicy
     from ..node import Node
     from .ui import UI
@@ -28,7 +28,7 @@ ENOTSUP = 95
 
 COMMAND = Command(
     "bitmap",
-    "Change a persistent dirty bitmap of an image: what was written since it was added or cleared. What is asked for is done in the order given.",
+    "Change a persistent dirty bitmap of an image, which records what is written to it.",
     [
         "(--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...",
         "[-b SOURCE_FILE [-F SOURCE_FMT]] [-f FMT | --image-opts]",
@@ -40,6 +40,11 @@ COMMAND = Command(
         Option("-f", VALUE, "FMT", "format of the image; without it, the format is detected", "--format", "format"),
         spec.IMAGE_OPTS,
         Option("--add", FLAG, help="make BITMAP, which then records writes"),
+        Option("--remove", FLAG, help="remove BITMAP"),
+        Option("--clear", FLAG, help="forget what BITMAP recorded"),
+        Option("--enable", FLAG, help="record writes from now on"),
+        Option("--disable", FLAG, help="record no writes any more"),
+        Option("--merge", VALUE, "SOURCE", "add to BITMAP what the bitmap SOURCE recorded"),
         Option(
             "-g --granularity",
             VALUE,
@@ -47,15 +52,11 @@ COMMAND = Command(
             "with --add: bytes for each bit, a power of two from 512 to 2G\n(default: the size of a cluster, from 4k to 64k)",
             check=spec.size_argument("granularity"),
         ),
-        Option("--remove", FLAG, help="remove BITMAP"),
-        Option("--clear", FLAG, help="forget what BITMAP recorded"),
-        Option("--enable", FLAG, help="record writes from now on"),
-        Option("--disable", FLAG, help="record no writes any more"),
-        Option("--merge", VALUE, "SOURCE", "add to BITMAP what the bitmap SOURCE recorded"),
         Option("-b --source-file", VALUE, "SOURCE_FILE", "the image that has SOURCE, if it is another one"),
         Option("-F --source-format", VALUE, "SOURCE_FMT", "format of SOURCE_FILE; without it, the format is detected"),
     ],
     [("FILENAME", "the image"), ("BITMAP", "the name of the bitmap")],
+    "What is asked for is done in the order of the command line.",
 )
 
 

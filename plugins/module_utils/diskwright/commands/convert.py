@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
-    from ..bitmap import Bitmap
+    from ..bitmaps import Bitmap
     from ..graph import OpenPolicy
     from ..node import Node
     from .ui import UI
@@ -330,8 +330,9 @@ def convert(
                     if bitmaps and not node.stores_bitmaps:
                         raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
-                if bitmaps:
-                    _copy_bitmaps(node, recorded)
+                failure = _copy_bitmaps(node, recorded) if bitmaps else None
+            if failure is not None:  # the content is whole, and closed as such
+                raise failure
             output.keep()
     finally:
         for node in nodes:
@@ -407,23 +408,24 @@ def _bitmaps_of(node: Node, skip_broken: bool, warn: Optional[Callable[[str], No
     return found
 
 
-def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> None:
-    """Give the target the bitmaps `recorded`. Raises Error."""
+def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> Optional[Error]:
+    """Give the target, which stores bitmaps, those of `recorded`; what went wrong, if anything."""
     bitmaps = node.bitmaps()
-    if bitmaps is None or not node.stores_bitmaps:
-        raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
+    if bitmaps is None:
+        return None
     first = len(bitmaps.all)
     for bitmap in recorded:
         try:
             bitmaps.add(bitmap.name, bitmap.granularity, bitmap.enabled)
         except Error as exc:
-            raise prefixed("Failed to create bitmap %s: " % bitmap.name, exc, node.filename) from exc
+            return prefixed("Failed to create bitmap %s: " % bitmap.name, exc, node.filename)
         try:
             bitmaps.merge(bitmap.name, bitmap)
         except Error as exc:
             bitmaps.remove(bitmap.name)
-            raise prefixed("Failed to populate bitmap %s: " % bitmap.name, exc, node.filename) from exc
+            return prefixed("Failed to populate bitmap %s: " % bitmap.name, exc, node.filename)
     bitmaps.all[first:] = bitmaps.all[first:][::-1]
+    return None
 
 
 def _creation(

@@ -33,9 +33,9 @@ COMMAND = Command(
         spec.IMAGE_OPTS,
         spec.FORCE_SHARE,
         Option("-l --list", FLAG, help="list the snapshots; what is done if nothing else is asked for"),
-        Option("-c", VALUE, "NAME", "make a snapshot of that name, even if there is one", "--create", "create"),
-        Option("-a", VALUE, "NAME", "give the disk the content and the size of that snapshot:\nwhat it holds now is lost", "--apply", "apply"),
-        Option("-d", VALUE, "NAME", "delete the first snapshot of that name", "--delete", "delete"),
+        Option("-a --apply", VALUE, "NAME_OR_ID", "give the disk the content and the size of that snapshot:\nwhat it holds now is lost"),
+        Option("-c --create", VALUE, "NAME", "make a snapshot of that name, even if there is one"),
+        Option("-d --delete", VALUE, "NAME", "delete the first snapshot of that name"),
     ],
     [("FILENAME", "the image")],
 )

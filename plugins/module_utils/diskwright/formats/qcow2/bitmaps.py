@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 
-from ...bitmap import Bitmap, BitmapSet
+from ...bitmaps import Bitmap, BitmapSet
 from ...cache import read_padded
 from ...errors import Corrupt, Error
 from ...ondisk import Struct
@@ -208,11 +208,12 @@ def space(bitmaps: Iterable[Bitmap], size: int, cluster_size: int) -> int:
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
-def mark_in_use(image: Qcow2, bitmaps: BitmapSet) -> None:
-    """Note in the file that the bitmaps are not to be trusted until they are stored again."""
+def mark_in_use(image: Qcow2, bitmaps: BitmapSet, mark: int = IN_USE) -> None:
+    """Note in the file that the bitmaps are not to be trusted until they are stored again; or, with the mark 0, that they
+    are what they were."""
     found = extension(image.header)
     if found is not None and not all(bitmap.inconsistent for bitmap in bitmaps):
-        image.file.write_hosted(found.bitmap_directory_offset, memoryview(_directory(bitmaps, IN_USE)))
+        image.file.write_hosted(found.bitmap_directory_offset, memoryview(_directory(bitmaps, mark)))
         image.barrier()
 
 

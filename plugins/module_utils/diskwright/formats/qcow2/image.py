@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Optional, Sequence, Union
 
-    from ...bitmap import BitmapSet
+    from ...bitmaps import BitmapSet
     from ...tally import CheckResult
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
@@ -61,6 +61,8 @@ class Qcow2(Format):
         self._refcounts: Optional[Refcounts] = None
         self._overlap: Optional[Overlap] = None
         self._bitmaps: Optional[BitmapSet] = None  # None: it has none
+        self._found_bitmaps: Optional[BitmapSet] = None  # as they were when the image was opened for writing
+        self._written = False  # so bitmaps that are in use cannot be what they were
         self.stores_bitmaps = header.version >= 3
         if "data-file" in self.children and not header.incompatible_features & layout.DATA_FILE:
             raise Error("'data-file' can only be set for images with an external data file", errno=22)
@@ -116,6 +118,7 @@ class Qcow2(Format):
             return
         self._bitmaps = bitmaps.open_bitmaps(self)
         if flags.writable:
+            self._found_bitmaps = self._bitmaps.copy()
             bitmaps.mark_in_use(self, self._bitmaps)
 
     # -- the parts -----------------------------------------------------------------------------------------------
@@ -273,6 +276,7 @@ class Qcow2(Format):
         finally:
             self._bitmaps = bitmaps
             if bitmaps is not None and bitmaps.size != self.size:
+                self._written = True
                 bitmaps.resize(self.size)
 
     def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
@@ -286,6 +290,7 @@ class Qcow2(Format):
     def _note(self, offset: int, length: int) -> None:
         """Tell the bitmaps of a write."""
         if self._bitmaps is not None:
+            self._written = True
             with self._lock:
                 self._bitmaps.mark(offset, length)
 
@@ -293,7 +298,18 @@ class Qcow2(Format):
         if self.flags.writable and self._bitmaps is not None:
             from .bitmaps import store
 
+            self._written = True
             store(self, self._bitmaps)
+
+    def abandon(self) -> None:
+        if self._found_bitmaps is not None and not self._closed and not self._written:
+            from .bitmaps import mark_in_use
+
+            try:  # nothing was done to the image: its bitmaps are what they were
+                mark_in_use(self, self._found_bitmaps, 0)
+            except (Error, OSError):
+                pass
+        super().abandon()
 
     def bitmaps(self) -> BitmapSet:
         if self._bitmaps is None:

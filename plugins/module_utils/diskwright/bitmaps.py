@@ -155,6 +155,15 @@ class BitmapSet:
     def __iter__(self) -> Iterator[Bitmap]:
         return iter(self.all)
 
+    def copy(self) -> BitmapSet:
+        """A set of the same bitmaps as far as they are stored: their states, and not what changes afterwards."""
+        copied = BitmapSet(self.size, self.piece, self.cluster_size, self.limit)
+        for bitmap in self.all:
+            same = Bitmap(bitmap.name, bitmap.granularity, bitmap.size, bitmap.enabled, bitmap.piece, bitmap.fetch, bitmap.stored)
+            same.inconsistent = bitmap.inconsistent
+            copied.all.append(same)
+        return copied
+
     def find(self, name: str) -> Bitmap:
         """The bitmap of that name. Raises Error."""
         for bitmap in self.all:
