@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from . import _record
-from ._beside import beside
+from .diskwright.beside import beside
 from ._disk import observe as observe_disk
 from ._options import checked, joined, virtual_size
 from ._plan import Refusal, Step

@@ -177,7 +177,7 @@ def _same_file(path: str, name: str, other: str) -> bool:
 
 def _remove(path: str) -> Step:
     def run() -> None:
-        from ._beside import remove
+        from ._record import remove
 
         remove(path)
 
@@ -202,7 +202,7 @@ def _create(want: State, have: State) -> Step:
     argv += [want["path"], *([str(want["size"])] if want["size"] is not None else [])]
 
     def run() -> None:
-        from ._beside import beside
+        from .diskwright.beside import beside
         from .diskwright.commands.create import create
 
         with beside(want["path"], want["private"]) as temporary:

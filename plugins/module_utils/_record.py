@@ -35,7 +35,7 @@ def write(path: str, temporary: str, record: Mapping[str, str]) -> None:
     try:
         os.setxattr(temporary, ATTRIBUTE, json.dumps(record).encode())
     except OSError:  # no attributes here, or no room for one
-        from ._beside import beside
+        from .diskwright.beside import beside
 
         with beside(record_path(path)) as name, open(name, "w", encoding="utf-8") as file:
             json.dump({**record, "inode": os.stat(temporary).st_ino}, file)
@@ -62,3 +62,15 @@ def forget(path: str) -> None:
         os.unlink(record_path(path))
     except FileNotFoundError:
         pass
+
+
+def remove(path: str) -> None:
+    """Remove the image at `path`, or the link there, and the record of what it was made from. Raises Locked if it is in use."""
+    from .diskwright.beside import alone
+
+    if os.path.islink(path):
+        os.unlink(path)
+        return
+    with alone(path):
+        os.unlink(path)
+    forget(path)

@@ -47,6 +47,8 @@ def failure(exc: Exception) -> dict[str, Any]:
             fields[name] = value
     if isinstance(exc, OSError) and exc.strerror:
         fields["msg"] = "%s: %s" % (exc.filename, exc.strerror) if exc.filename else exc.strerror
+    if str(fields.get("filename", "")) not in fields["msg"]:
+        fields["msg"] = "%s: %s" % (fields["filename"], fields["msg"])
     if "holder" in fields:
         fields["msg"] += ": %s uses it" % fields["holder"]
     return fields

@@ -11,6 +11,7 @@ rounds of (our time / qemu-img's time in the same round): what slows the machine
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -92,7 +93,7 @@ def command(words: str, program: str, row: Row, places: dict[str, Path], target:
     names = {"{source}": str(places.get("source", "")), "{other}": str(places.get("other", "")), "{target}": str(target)}
     parsed = [names.get(word, word) for word in text.split()]
     if program in (PURE, ACCEL):
-        return [str(Path(sys.executable).parent / "diskwright"), *parsed]
+        return [str(places["script"]), *parsed]
     return parsed if program == CP else ["qemu-img", *parsed]
 
 
@@ -117,9 +118,23 @@ def run_inner(program: str, source: Path) -> tuple[float, float]:
     return float(output[0]), float(output[1])
 
 
-def measure(row: Row, programs: list[str], rounds: int, memory: Path, disk: Path, size_mib: int) -> dict[str, object]:
+def install(folder: Path) -> Path:
+    """Install the library (and the accelerator, if this Python has it) as users do, and not editable; the script."""
+    line = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    subprocess.run([*line, "--prefix", str(folder), str(ROOT / "pylib")], check=True)
+    # the interpreter beside the script, as in every virtual environment
+    os.symlink(os.path.realpath(sys.executable), folder / "bin" / ("python%d.%d" % sys.version_info[:2]))
+    found = importlib.util.find_spec("diskwright_accel")
+    if found is not None and found.submodule_search_locations:
+        packages = next(folder.glob("lib/python3.*/*-packages"))
+        shutil.copytree(found.submodule_search_locations[0], packages / "diskwright_accel")
+    return folder / "bin" / "diskwright"
+
+
+def measure(row: Row, programs: list[str], rounds: int, memory: Path, disk: Path, size_mib: int, script: Path) -> dict[str, object]:
     """One row's results: medians in milliseconds and ratios to qemu-img's time."""
     places = {key: inputs.make(name, memory, size_mib) for key, name in (("source", row.source), ("other", row.other)) if name}
+    places["script"] = script
     target = (memory if row.place == "tmpfs" else disk) / "target"
     times: dict[str, list[float]] = {program: [] for program in programs if program != CP or row.cp}
     try:
@@ -158,9 +173,11 @@ def has(program: str) -> bool:
     return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def can_zstd(program: str) -> bool:
-    """Whether a twin has a zstd codec here."""
-    line = [sys.executable, "-c", "import diskwright.compression as c; c.zstd_compress(b'x')"]
+def can_zstd(program: str, script: Path) -> bool:
+    """Whether a twin has a zstd codec where `script` is installed."""
+    packages = next(script.parents[1].glob("lib/python3.*/*-packages"))
+    ask = "import sys; sys.path.append(%r); import diskwright.compression as c; c.zstd_compress(b'x')" % str(packages)
+    line = [sys.executable, "-I", "-S", "-c", ask]
     return subprocess.run(line, env=environment(program), stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -178,7 +195,8 @@ def print_table(results: list[dict[str, object]], write: Callable[[str], object]
             missed = "*" if wanted is not None and own > wanted else ""
             cells.append("%s%.2f (%s)" % (missed, own, "-" if wanted is None else "%.2f" % wanted))
         copied = ratio.get(CP)  # type: ignore[attr-defined]
-        write("%-46s %13s %13s %8s %7.0f ms\n" % (result["row"], *cells, "-" if copied is None else "%.2f" % copied, ms[QEMU]))  # type: ignore[index]
+        own_cells = "".join(" %13s" % cell for cell in cells)
+        write("%-46s%s %8s %7.0f ms\n" % (result["row"], own_cells, "-" if copied is None else "%.2f" % copied, ms[QEMU]))  # type: ignore[index]
 
 
 def main() -> int:
@@ -211,10 +229,11 @@ def main() -> int:
     ) as disk:
         folder = given.keep or Path(memory)
         folder.mkdir(parents=True, exist_ok=True)
+        script = install(Path(disk) / "prefix")
         for row in rows:
-            programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program)]
+            programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program, script)]
             size = given.size // 8 if given.quick and row.slow else given.size
-            result = measure(row, programs, given.repeat or (3 if given.quick else 5), folder, Path(disk), size)
+            result = measure(row, programs, given.repeat or (3 if given.quick else 5), folder, Path(disk), size, script)
             results.append(result)
             sys.stderr.write("%s: %s\n" % (row.name, json.dumps(result["ratio"])))
     print_table(results, sys.stdout.write)

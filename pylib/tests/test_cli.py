@@ -28,7 +28,7 @@ LAUNCH = "import sys; sys.argv[0] = %r; from diskwright.cli import main; raise S
 def run(*args: str, name: str = "/usr/bin/qemu-img", **streams: object) -> tuple[int, str, str]:
     """Run the command line as a process called `name`."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    done = subprocess.run([sys.executable, "-c", LAUNCH % name, *args], **options)  # type: ignore[call-overload]
+    done = subprocess.run([sys.executable, "-c", LAUNCH % name, *args], check=False, **options)  # type: ignore[call-overload]
     return done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()
 
 

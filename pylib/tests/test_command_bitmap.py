@@ -212,7 +212,9 @@ def test_the_function(tmp_path: Path) -> None:
     assert content(tmp_path / "x.qcow2") == {}
 
 
-@pytest.mark.parametrize("line", ["snapshot -d nope a.qcow2", "snapshot -a nope a.qcow2", "resize a.qcow2 1M", "bitmap --clear a.qcow2 nope", "resize a.qcow2 0"])
+@pytest.mark.parametrize(
+    "line", ["snapshot -d nope a.qcow2", "snapshot -a nope a.qcow2", "resize a.qcow2 1M", "bitmap --clear a.qcow2 nope", "resize a.qcow2 0"]
+)
 def test_a_command_that_refuses_leaves_the_bitmaps_as_they_are(place: Path, tmp_path: Path, line: str) -> None:
     setup("cp '%s' ." % (place / "a.qcow2"), tmp_path)
     before = described(tmp_path, "a.qcow2"), content(tmp_path / "a.qcow2")

@@ -151,7 +151,7 @@ def test_no_space(tmp_path: Path) -> None:
     """On a file system of 4 MiB: the same words, and the image is what it was."""
     for line in ("--preallocation falloc -f raw x.raw 20M", "--preallocation full -f raw x.raw 20M", "--preallocation falloc x.qcow2 20M"):
         found = on_small_disk("qemu-img create -q -f raw x.raw 1M; qemu-img create -q -f qcow2 x.qcow2 1M", "resize " + line, tmp_path)
-        assert found[0] == found[1], "%s\n%s\n%s" % (line, *found)
+        assert found[0] == found[1], line
         assert "code 1" in found[0] and "No space left on device" in found[0]
 
 

@@ -16,6 +16,7 @@ from typing import Callable, NamedTuple, Optional
 
 import pytest
 
+from diskwright.commands.create import create
 from diskwright.errors import Error, Locked
 from diskwright.graph import Graph, open_image
 from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
@@ -24,6 +25,7 @@ from diskwright.protocols.file.locking import ImageLock, bytes_held
 
 from locks import BYTES, Watcher, held_by_others, stranger
 
+CREATING = OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE)
 ASKS = "Is another process using the image [%s]?"
 
 
@@ -53,7 +55,7 @@ def window(directory: Path) -> None:
 
 
 def created(directory: Path) -> None:
-    File.create_file("raw", File.create_options(size=1 << 20), OpenFlags(writable=True))
+    File.create_file("raw", File.create_options(size=1 << 20), CREATING)
 
 
 class Case(NamedTuple):
@@ -185,7 +187,7 @@ def test_we_keep_off_a_running_guest_and_name_it(daemon: subprocess.Popen[str], 
         assert caught.value.hint == ASKS % "qcow2"
         assert caught.value.holder == "qemu-storage-da (process %d)" % daemon.pid
     with pytest.raises(Locked):
-        File.create_file("qcow2", File.create_options(size=0), OpenFlags(writable=True))
+        File.create_file("qcow2", File.create_options(size=0), CREATING)
     with open_image("overlay", "qcow2", OpenFlags(force_share=True)) as node:
         assert node.size == 1 << 20
     assert qemu("qemu-img", "check", "-U", "qcow2").returncode == 0
@@ -195,8 +197,19 @@ def test_a_refused_file_is_not_touched(images: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(images)
     before = (images / "qcow2").read_bytes()
     with open_image("qcow2", "qcow2"), pytest.raises(Locked, match='^Failed to get "write" lock$'):
-        File.create_file("qcow2", File.create_options(size=0), OpenFlags(writable=True))
+        File.create_file("qcow2", File.create_options(size=0), CREATING)
     assert (images / "qcow2").read_bytes() == before
+
+
+def test_a_raw_image_in_use_is_not_made_a_qcow2_image(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu-img empties the file before it finds out, since a writer of a raw image tolerates others that resize it."""
+    monkeypatch.chdir(images)
+    with open_image("raw", "raw", OpenFlags(writable=True)) as disk:
+        disk.pwrite(0, b"precious")
+        with pytest.raises(Locked):
+            create("raw", 1 << 20, format="qcow2")
+        assert disk.pread(0, 8) == b"precious" and disk.size == 1 << 20
+    assert (images / "raw").read_bytes()[:8] == b"precious"
 
 
 def test_locking_off_and_on(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ def test_l1_table_that_names_one_l2_table_all_over(tmp_path):
 
 def test_windows_of_the_tally(tmp_path, cache, monkeypatch):
     """An image whose counters do not fit into memory is counted in several passes, to the same end."""
-    import diskwright.tally as tally
+    from diskwright import tally
 
     monkeypatch.setattr(tally, "_PAGE_BYTES", 64)
     monkeypatch.setattr(tally, "_PAGES_MAX", 2)

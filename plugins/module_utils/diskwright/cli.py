@@ -49,6 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if name in ("", "-c", "-m", "__main__.py"):
         name = "diskwright"
     ui = UI(name, sys.stdout, sys.stderr, "POSIXLY_CORRECT" in os.environ)
+    sys.unraisablehook = _stop_later
     status = run(argv[1:], ui)
     ui.flush()
     if ui.out is None and sys.stdout is not None:
@@ -175,6 +176,18 @@ def _run_command(module: Any, args: Sequence[str], ui: UI) -> int:
             pass  # not the main thread: whoever runs us there looks after signals
     status: int = module.main(args, ui)
     return status
+
+
+def _stop_later(unraisable: Any) -> None:
+    """The interpreter drops an exception that hits it in a destructor or a callback; if that is a signal's, raise it again soon."""
+    if not issubclass(unraisable.exc_type, (KeyboardInterrupt, Stopped)):
+        sys.__unraisablehook__(unraisable)
+        return
+    from _signal import ITIMER_REAL, SIGALRM, SIGINT, setitimer, signal
+
+    number = unraisable.exc_value.args[0] if isinstance(unraisable.exc_value, Stopped) else SIGINT
+    signal(SIGALRM, lambda *_details: _raise_stopped(number, None))
+    setitimer(ITIMER_REAL, 0.01)
 
 
 def _raise_stopped(number: int, _frame: object) -> None:

@@ -28,6 +28,12 @@ def _qcow2() -> type[Node]:
     return Qcow2
 
 
+def _luks() -> type[Node]:
+    from .formats.luks import Luks
+
+    return Luks
+
+
 def _file() -> type[Node]:
     from .protocols.file import File
 
@@ -54,6 +60,7 @@ def _null_aio() -> type[Node]:
 
 # name -> (loader, offset and bytes of a magic; probing loads a class only where its magic is found)
 FORMATS: dict[str, tuple[Callable[[], type[Node]], int, bytes]] = {
+    "luks": (_luks, 0, b"LUKS\xba\xbe"),
     "qcow2": (_qcow2, 0, b"QFI\xfb"),
     "raw": (_raw, 0, b""),
 }

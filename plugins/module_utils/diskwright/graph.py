@@ -59,15 +59,23 @@ class OpenPolicy:
         what = "%s: the image refers to the %s file '%s', which the open policy" % (parent.filename, reference.role, reference.name)
         if reference.name.startswith("json:") and not self.json:
             raise Denied("%s refuses (json: names are not allowed)" % what, filename=parent.filename)
-        inner = spec.get("file", spec)
-        driver = inner.get("driver", "file")
+        if self.mode == "none":
+            raise Denied("%s refuses (mode 'none')" % what, filename=parent.filename)
+        for leaf in _leaves(spec):
+            if "driver" in leaf or "filename" in leaf:
+                self._admit_leaf(parent, what, leaf)
+
+    def _admit_leaf(self, parent: Node, what: str, leaf: Mapping[str, Any]) -> None:
+        driver, filename = leaf.get("driver"), leaf.get("filename", "")
+        if driver is None:
+            driver = protocol_prefix(str(filename)) or "file"
         if self.protocols is not None and driver not in self.protocols:
             raise Denied("%s refuses (protocol '%s' is not allowed)" % (what, driver), filename=parent.filename)
         if self.mode == "any":
             return
-        path = os.path.realpath(inner.get("filename", ""))
-        if self.mode == "none" or driver != "file":
+        if driver != "file" or not isinstance(filename, str) or "\0" in filename:
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
+        path = os.path.realpath(filename)
         places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(local_path(parent))),)
         if not any(path == place or path.startswith(place.rstrip("/") + "/") for place in places):
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
@@ -78,6 +86,18 @@ PROBED_RAW = (
     "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n"
     "         Specify the 'raw' format explicitly to remove the restrictions."
 )
+
+
+def _leaves(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The innermost descriptions in `spec`, at whatever depth and under whatever key: what is going to be opened in the end."""
+    found: list[Mapping[str, Any]] = []
+    for value in spec.values():
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, dict):
+                found += _leaves(item)
+    return found if found and "filename" not in spec else [*found, spec]
+
+
 _GENERIC = ("node-name", "read-only", "auto-read-only", "force-share", "detect-zeroes", "discard", "active")
 
 
@@ -96,11 +116,18 @@ class Graph:
         self.objects = dict(objects or {})
         self.named: dict[str, Node] = {}
 
-    def open(self, filename: str, format: Optional[str] = None, flags: Optional[OpenFlags] = None, image_opts: bool = False) -> Node:
+    def open(
+        self,
+        filename: str,
+        format: Optional[str] = None,
+        flags: Optional[OpenFlags] = None,
+        image_opts: bool = False,
+        extra: Optional[Mapping[str, Any]] = None,
+    ) -> Node:
         """Open an image, and its backing chain unless flags.no_backing.
 
         `filename` is a plain name, protocol:name, json:{...} or, with `image_opts`, a string k=v,k2=v2; `format` names
-        the driver, None probes. Raises Error in QEMU's words, beginning "Could not open '<filename>'", and Denied.
+        the driver, None probes; `extra` are further options of it. Raises Error in QEMU's words, beginning "Could not open '<filename>'", and Denied.
         """
         try:
             spec = parse_image_opts(filename) if image_opts else parse_filename(filename)
@@ -108,6 +135,8 @@ class Graph:
                 if spec.get("driver", format) != format:
                     raise OptionError("Driver specified twice")
                 spec = with_driver(spec, format)
+            if extra:
+                spec = {**spec, **nest(extra)}
             flags = flags or OpenFlags()
             node = self.open_spec(spec, flags)
             if flags.writable and node.read_only:
@@ -125,6 +154,8 @@ class Graph:
         flags = _generic_flags(values, flags)
         name = values.pop("node-name", None)
         driver = values.pop("driver", None)
+        if isinstance(driver, (dict, list)):
+            raise OptionError("Invalid parameter type for 'driver', expected: string")
         if driver is None and "file" not in values and "filename" in values:
             values = {**{k: v for k, v in values.items() if k != "filename"}, **parse_filename(str(values["filename"]))}
             driver = values.pop("driver", None)
@@ -181,7 +212,7 @@ class Graph:
             raise OptionError(unknown % driver % in_order(flatten({"backing": backing}))[0])
         children = {key: value for key, value in values.items() if isinstance(value, Node)}
         flat = flatten({key: value for key, value in values.items() if key not in children})
-        options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver)
+        options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver).bind(self.objects)
         node = cls(options, flags)
         node.probed = probed
         describe(node, flat)

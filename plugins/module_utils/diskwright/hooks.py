@@ -186,6 +186,7 @@ class Hooks:
     supports_compression: ClassVar[bool] = False
     creatable: ClassVar[bool] = False
     plain: ClassVar[bool] = False  # of a format: creating the file is all there is to creating an image
+    amend_options: ClassVar[Optional[type[Options]]] = None  # what amend takes; None: nothing can be amended
     strong_options: ClassVar[tuple[str, ...]] = ()  # they decide which bytes the node shows, so its json: name has them
 
     allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
@@ -269,6 +270,10 @@ class Hooks:
 
     def _check(self, repair: str) -> CheckResult:
         raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
+
+    def _amend(self, options: Any, force: bool) -> None:
+        """Change what `options`, an `amend_options` record, says; with `force` even if data gets lost by it."""
+        raise Unsupported("Format driver '%s' does not support option amendment" % self.driver, filename=self.filename, errno=errno.ENOTSUP)
 
     def references(self) -> list[Reference]:
         """The files that this image names and needs; graph.py opens them and calls attach."""

@@ -258,7 +258,9 @@ class Node(Hooks):
         data = view[start - offset : end - offset]
         head = start - alloc.offset
         tail = alloc.offset + alloc.length - end
-        if not alloc.fresh or not (head or tail):
+        if alloc.host is self and not alloc.fresh:
+            self.write_own(alloc.host_offset + head, data)
+        elif not alloc.fresh or not (head or tail):
             alloc.host.write_hosted(alloc.host_offset + head, data)
         elif alloc.length <= CHUNK:
             whole = memoryview(bytearray(alloc.length))
@@ -485,6 +487,15 @@ class Node(Hooks):
         if not self.read_only:
             raise Error("Device is not readonly", filename=self.filename, errno=errno.EINVAL)
         self._load_snapshot(id, name)
+
+    def amend(self, options: Any, force: bool = False) -> None:
+        """Change options of the image, as an `amend_options` record says; `force` allows what loses data.
+
+        Raises ReadOnly, Unsupported where the format cannot, OptionError, Error.
+        """
+        if self.read_only:
+            raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
+        self._amend(options, force)
 
     def layers(self) -> Iterator[Node]:
         """This node and its backing chain, top first."""

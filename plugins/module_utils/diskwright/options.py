@@ -29,7 +29,20 @@ else:
         """A child node: a specification before graph.py has opened it, a Node afterwards."""
 
 
+class SecretRef(str):
+    """The id of a secret object, and the objects by id among which it is to be looked for when it is needed."""
+
+    objects: Mapping[str, Any] = {}
+
+    def __new__(cls, id: str, objects: Optional[Mapping[str, Any]] = None) -> SecretRef:
+        ref = super().__new__(cls, id)
+        ref.objects = objects or {}
+        return ref
+
+
 Size = int  # bytes, 0 .. 2**64 - 1, written in QEMU's size grammar
+
+MAX_NESTING = 128  # of mappings in one another
 
 REQUIRED: Any = object()  # the default of a field that must be given
 
@@ -77,7 +90,7 @@ def opt(
     return Field(default, help, key, choices, refusal, legacy, hidden)
 
 
-_HELP_KINDS = {"str": "str", "bool": "bool (on/off)", "int": "num", "Size": "size"}
+_HELP_KINDS = {"str": "str", "SecretRef": "str", "bool": "bool (on/off)", "int": "num", "Size": "size"}
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(opt,))
@@ -143,6 +156,14 @@ class Options:
         """Read `k=v,k2=v2` in QEMU's grammar (see split_pairs)."""
         return cls.from_mapping(dict(split_pairs(text)))
 
+    def bind(self, objects: Mapping[str, Any]) -> Self:
+        """Tell the record's secrets among which objects they are. Returns the record."""
+        for field in self.fields.values():
+            value = getattr(self, field.name)
+            if field.kind == "SecretRef" and value is not None:
+                setattr(self, field.name, SecretRef(value, objects))
+        return self
+
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults, by the key that users write."""
         return {f.key: getattr(self, f.name) for f in self.fields.values() if getattr(self, f.name) != f.default}
@@ -175,6 +196,7 @@ class Options:
 
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "str": {"type": "string"},
+    "SecretRef": {"type": "string"},
     "bool": {"type": "boolean"},
     "int": {"type": "integer"},
     "Size": {"type": "integer", "minimum": 0},
@@ -290,11 +312,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return lists
 
 
-def _lists(value: Any) -> Any:
+def _lists(value: Any, depth: int = 0) -> Any:
     """Replace mappings whose keys are 0..n-1 by lists, all the way down."""
     if not isinstance(value, dict):
         return value
-    inner = {key: _lists(item) for key, item in value.items()}
+    if depth > MAX_NESTING:
+        raise OptionError("Options are nested deeper than %d" % MAX_NESTING)
+    inner = {key: _lists(item, depth + 1) for key, item in value.items()}
     if inner and all(key.isdecimal() for key in inner) and set(inner) == {str(i) for i in range(len(inner))}:
         return [inner[str(i)] for i in range(len(inner))]
     return inner

@@ -73,7 +73,7 @@ fn xor(target: &mut [u8], other: &[u8]) {
 impl<C: Cipher> Sectors<C> {
     fn new(key: &[u8], ivs: Ivs, mode: Mode, encrypt: bool) -> Option<Self> {
         let (own, tweak) = match mode {
-            Mode::Xts if C::block_size() != 16 || key.len() % 2 != 0 => return None,
+            Mode::Xts if C::block_size() != 16 || !key.len().is_multiple_of(2) => return None,
             Mode::Xts => {
                 let (own, tweak) = key.split_at(key.len() / 2);
                 (own, Some(C::new_from_slice(tweak).ok()?))
@@ -238,7 +238,7 @@ pub fn sectors_crypt(
     let py = buffer.py();
     let mut buffer = Buffer::writable(buffer)?;
     let (key, iv_key) = (Buffer::readable(key)?, Buffer::readable(iv_key)?);
-    if buffer.len() % SECTOR != 0 {
+    if !buffer.len().is_multiple_of(SECTOR) {
         return value_error("buffer does not hold whole sectors");
     }
     let Ok(sector) = u64::try_from(sector.0) else {

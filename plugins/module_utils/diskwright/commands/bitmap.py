@@ -30,7 +30,8 @@ COMMAND = Command(
     "bitmap",
     "Change a persistent dirty bitmap of an image, which records what is written to it.",
     [
-        "(--add [-g SIZE] | --remove | --clear | --enable | --disable | --merge SOURCE)...",
+        "(--add [-g SIZE] | --remove | --clear | --enable | --disable |",
+        "--merge SOURCE)...",
         "[-b SOURCE_FILE [-F SOURCE_FMT]] [-f FMT | --image-opts]",
         "[--object OBJDEF]... FILENAME BITMAP",
     ],

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..graph import OpenPolicy
     from .ui import UI
 
+MISMATCH = "Warning: Image size mismatch!\n"
+
 COMMAND = Command(
     "compare",
     "Tell whether two images hold the same data. Where one is longer, the rest of it must read as zeroes.",
@@ -150,10 +152,15 @@ def compare(
     opening = OpenFlags(force_share=force_share, **flags)
     with graph.open(filename1, format1, opening, image_opts) as left, graph.open(filename2, format2, opening, image_opts) as right:
         sizes = left.size, right.size
-        if sizes[0] != sizes[1]:
-            if strict:
-                return Comparison("size", None, sizes)
-            if notice is not None:
-                notice("Warning: Image size mismatch!\n")
-        found = difference(left, right, strict=strict, progress=progress)
+        if sizes[0] != sizes[1] and strict:
+            return Comparison("size", None, sizes)
+        tail = min(sizes) if sizes[0] != sizes[1] and notice is not None else None
+        try:
+            found = difference(left, right, strict=strict, progress=progress)
+        except (StatusError, ReadError) as error:
+            if tail is not None and notice is not None and (error.offset or 0) >= tail:
+                notice(MISMATCH)
+            raise
+        if tail is not None and notice is not None and (found is None or found.offset >= tail):
+            notice(MISMATCH)
     return Comparison(None, None, sizes) if found is None else Comparison(found.kind, found.offset, sizes)

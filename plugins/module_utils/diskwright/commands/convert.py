@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
+from ..drivers import FORMATS, PROTOCOLS
 from ..errors import Error, Unsupported
 from ..graph import Graph, prefixed
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
@@ -317,13 +318,15 @@ def convert(
         chosen = None
         if not no_create:
             chosen = _creation(target_format, target, options, sum(node.size for node in nodes), backing, backing_format)
+            chosen.objects = graph.objects
             backing = chosen.values.get("backing_file")
-            _check_creation(chosen, len(sources), compress, bitmaps)
+            _check_creation(chosen, target, len(sources), compress)
         writable = OpenFlags(writable=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
         with Output(target, atomic and chosen is not None) as output:
             if chosen is not None:
                 output.create(chosen, nodes, "converting %s" % target_format)
-            with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts) as node:
+            secrets = chosen.secrets() if chosen is not None else {}
+            with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
                 if inlet is not None:
                     receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
@@ -333,7 +336,6 @@ def convert(
                 failure = _copy_bitmaps(node, recorded) if bitmaps else None
             if failure is not None:  # the content is whole, and closed as such
                 raise failure
-            output.keep()
     finally:
         for node in nodes:
             node.close()
@@ -443,7 +445,7 @@ def _creation(
     return chosen
 
 
-def _check_creation(chosen: CreationOptions, sources: int, compress: bool, bitmaps: bool) -> None:
+def _check_creation(chosen: CreationOptions, target: str, sources: int, compress: bool) -> None:
     """Raise OptionError for creation options that do not go together with the rest."""
     values = chosen.values
     if values.get("backing_file") is not None:
@@ -451,6 +453,11 @@ def _check_creation(chosen: CreationOptions, sources: int, compress: bool, bitma
             raise OptionError(CHAINED)
         if values.get("backing_fmt") is None:
             raise OptionError("Use of backing file requires explicit backing format")
+        if values["backing_fmt"] not in FORMATS and values["backing_fmt"] not in PROTOCOLS:
+            raise OptionError(
+                "%s: error while converting %s: Parameter 'backing-fmt' does not accept value '%s'"
+                % (target, chosen.own.driver, values["backing_fmt"])
+            )
     if compress:
         if not chosen.own.supports_compression:
             raise OptionError("Compression not supported for this file format")

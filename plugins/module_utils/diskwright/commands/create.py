@@ -107,17 +107,19 @@ def create(
     the options are known to be good and before anything is written. Raises Error (its text begins with the file name);
     what was begun is removed then.
     """
+    creating = False  # whether what fails is the new image, and not its backing file
     try:
         own, protocol = creatable(format, filename)
-        chosen = CreationOptions(own, protocol, options)
+        chosen = CreationOptions(own, protocol, options, objects)
         _set_given(chosen, size, backing, backing_format)
         _look_at_backing(chosen, filename, backing_unsafe, Graph(policy, objects, warn))
         if announce is not None:
             announce("Formatting '%s', fmt=%s %s\n" % (filename, format, chosen.line()))
+        creating = True
         _check_announced(chosen)
         write_image(filename, own, protocol, chosen.own_record(), chosen.protocol_record())
     except Error as error:
-        if error.errno == errno.EFBIG:
+        if creating and error.errno == errno.EFBIG:
             hint = " (try using a larger cluster size)" if chosen.field("cluster_size") else ""
             text = "%s: The image size is too large for file format '%s'%s" % (filename, format, hint)
             raise Error(text, filename=filename, errno=error.errno) from error
@@ -200,13 +202,13 @@ def write_image(filename: str, own: type[Node], protocol: type[Node], own_option
     made = not os.path.lexists(path)
     own.check_creation(own_options)
     try:
-        protocol.create_file(path, protocol_options, OpenFlags())  # type: ignore[attr-defined]
+        # the format's own permissions from the first, so that a file in use is refused before it is emptied
+        flags = own.child_flags("file", OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE))
+        protocol.create_file(path, protocol_options, flags)  # type: ignore[attr-defined]
         if own.leaf:
             return
         made = True
-        # as the protocol had it while it created the file, if the format asks for no more
-        flags = OpenFlags(writable=True, resize=True, perm=WRITE | RESIZE, shared=ALL & ~RESIZE)
-        with Graph().open_spec(described, own.child_flags("file", flags)) as file:
+        with Graph().open_spec(described, flags) as file:
             own.create(file, own_options)
     except BaseException:
         if made:

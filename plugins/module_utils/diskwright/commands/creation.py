@@ -11,7 +11,7 @@ from ..options import parse_value, split_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, Optional
+    from typing import Any, Iterator, Mapping, Optional
 
     from ..node import Node
     from ..options import Field, Options
@@ -44,17 +44,21 @@ class CreationOptions:
     of the driver that gets it, and comes later.
     """
 
-    def __init__(self, own: type[Node], protocol: type[Node], text: Optional[str] = None) -> None:
-        """Read `text`, "k=v,k2=v2". Raises OptionError for an unknown key, or a value that is no number or truth value."""
+    def __init__(self, own: type[Node], protocol: type[Node], text: Optional[str] = None, objects: Optional[Mapping[str, Any]] = None) -> None:
+        """Read `text`, "k=v,k2=v2"; secrets that it names are among `objects`.
+
+        Raises OptionError for an unknown key, or a value that is no number or truth value.
+        """
         self.own = own
         self.protocol = protocol
+        self.objects = objects or {}
         self.values: dict[str, Any] = {}
         self._written: dict[str, str] = {}
         for key, value in split_pairs(text) if text else ():
             field = self.field(key)
             if field is None:
                 raise OptionError("Invalid parameter '%s'" % key)
-            self.values[field.key] = value if field.kind == "str" else parse_value(field, value, key)
+            self.values[field.key] = value if field.kind in ("str", "SecretRef") else parse_value(field, value, key)
             self._written[field.key] = value
 
     def _classes(self) -> tuple[type[Options], ...]:
@@ -104,7 +108,11 @@ class CreationOptions:
     def own_record(self) -> Any:
         """The record for the format. Raises OptionError for a value that the driver refuses."""
         cls = self._classes()[0]
-        return cls.from_mapping({key: value for key, value in self.values.items() if key in cls.fields})
+        return cls.from_mapping({key: value for key, value in self.values.items() if key in cls.fields}).bind(self.objects)
+
+    def secrets(self) -> dict[str, Any]:
+        """The runtime options with which the image opens once it is made."""
+        return {key: value for key, value in self.values.items() if key.endswith("key-secret")}
 
     def protocol_record(self) -> Any:
         """The record for the protocol. What both declare is the format's, unless the file is all there is to the image."""

@@ -115,10 +115,10 @@ def dd(
             raise
         end = node.size if count is None else min(node.size, count * block_size)
         start = skip * block_size
-        if start >= end and skip and warn is not None and start > node.size:
+        if start > end and warn is not None:
             warn("%s: cannot skip to specified offset" % source)
         size = max(0, end - start)
-        chosen = CreationOptions(own, protocol)
+        chosen = CreationOptions(own, protocol, None, objects)
         chosen.set("size", -(-size // SECTOR) * SECTOR)
         with Output(target, atomic) as output:
             output.create(chosen, [node], "creating output image")
@@ -128,7 +128,6 @@ def dd(
                     copy([node], image, offset=start, length=size, target_is_zero=image.zero_initialized, progress=progress)
                 except Error as exc:
                     raise _in_words_of_dd(exc) from exc
-            output.keep()
 
 
 def _in_words_of_dd(exc: Error) -> Error:

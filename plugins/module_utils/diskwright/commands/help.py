@@ -21,7 +21,7 @@ EXAMPLES = {
     "bitmap": (
         ("record what is written from now on", "--add disk.qcow2 since-backup"),
         ("begin again", "--clear disk.qcow2 since-backup"),
-        ("a copy, with what another one recorded", "--add --merge since-backup disk.qcow2 since-yesterday"),
+        ("a copy of another one", "--add --merge since-backup disk.qcow2 copy"),
     ),
     "check": (
         ("look, and say it in JSON", "--output json disk.qcow2"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..errors import Error
 from ..graph import Graph, OpenPolicy, identity, parse_filename, resolve_name
 from ..node import OpenFlags, Reference
-from ..units import format_size
+from ..units import MAX_SIZE, format_size
 from . import spec
 from .spec import FLAG, Command, Option
 
@@ -266,5 +266,5 @@ def snapshot_lines(snapshots: Sequence[Snapshot]) -> list[str]:
         clock = "%04d:%02d:%02d.%03d" % (seconds // 3600, seconds // 60 % 60, seconds % 60, nanoseconds // 1000000)
         date = strftime("%Y-%m-%d %H:%M:%S", localtime(snapshot.date_sec))
         icount = "--" if snapshot.icount is None else str(snapshot.icount)
-        lines.append(row % (snapshot.id, snapshot.name, format_size(snapshot.vm_state_size), date, clock, icount))
+        lines.append(row % (snapshot.id, snapshot.name, format_size(snapshot.vm_state_size & MAX_SIZE), date, clock, icount))
     return lines

@@ -119,17 +119,17 @@ def measure(
     The result has `required`, `fully_allocated` and `bitmaps` (None if there are none). Raises Error or OSError.
     """
     if filename is None:
-        return _measure(None, size or 0, target_format, options)
+        return _measure(None, size or 0, target_format, options, objects)
     with Graph(policy, objects, warn).open(filename, format, OpenFlags(force_share=force_share), image_opts) as source:
         if snapshot is not None:
             load(source, snapshot)
-        return _measure(source, source.size, target_format, options)
+        return _measure(source, source.size, target_format, options, objects)
 
 
-def _measure(source: Optional[Node], size: int, target_format: str, options: Optional[str]) -> Measure:
+def _measure(source: Optional[Node], size: int, target_format: str, options: Optional[str], objects: Optional[Mapping[str, Any]]) -> Measure:
     own, protocol = creatable(target_format, None)
     try:
-        chosen = CreationOptions(own, protocol, options)
+        chosen = CreationOptions(own, protocol, options, objects)
     except spec.OptionError as error:
         raise spec.InvalidOptions(error, "Invalid options for file format '%s'" % target_format) from error
     chosen.set("size", size)

@@ -12,7 +12,9 @@ from ..graph import identity, parse_filename
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Optional
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Any, Iterable, Mapping, Optional
 
     from ..graph import Graph
     from ..node import Node, OpenFlags
@@ -20,32 +22,28 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """A new image named `filename`; with `atomic` it is written beside its name, and renamed by `keep`.
+    """A new image named `filename`; with `atomic` it is written beside its name (beside.py), and has it once it is whole.
 
-    Use it in a `with` statement: leaving it without `keep` removes the draft. Without `atomic` what is there of the image stays.
+    Use it in a `with` statement: leaving that by an exception removes the draft. Without `atomic` what is there of the image stays.
     """
 
     def __init__(self, filename: str, atomic: bool) -> None:
         self.filename = filename
         self.path = filename  # what to create, and to open
-        self._draft = ""
-        self._final = ""
-        if atomic:
-            self._final = os.path.realpath(_local_path(filename))
-            folder, name = os.path.split(self._final)
-            # as long a name as the file system takes, and one that nobody else thinks of
-            self._draft = os.path.join(folder, ".%s.%s.part" % (name[:200], os.urandom(6).hex()))
-            self.path = self._draft
+        self._final = os.path.realpath(_local_path(filename)) if atomic else ""
+        self._beside: Optional[AbstractContextManager[str]] = None
 
     def __enter__(self) -> Output:
+        if self._final:
+            from ..beside import beside
+
+            self._beside = beside(self._final)
+            self.path = self._beside.__enter__()
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        if self._draft:
-            try:
-                os.unlink(self._draft)
-            except OSError:
-                return
+    def __exit__(self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        if self._beside is not None:
+            self._beside.__exit__(kind, exc, trace)
 
     def create(self, options: CreationOptions, sources: Iterable[Node], doing: str) -> None:
         """Make the empty image. Raises Error "<filename>: error while <doing>: ..."; sources are never overwritten."""
@@ -60,14 +58,14 @@ class Output:
             reason = "Could not create '%s': %s" % (self.filename, exc.strerror or exc)
             raise Error("%s: error while %s: %s" % (self.filename, doing, reason), filename=self.filename, errno=exc.errno) from exc
 
-    def open(self, graph: Graph, format: Optional[str], flags: OpenFlags, image_opts: bool = False) -> Node:
-        """Open the image. Raises Error."""
+    def open(self, graph: Graph, format: Optional[str], flags: OpenFlags, image_opts: bool = False, extra: Optional[Mapping[str, Any]] = None) -> Node:
+        """Open the image, with the further options `extra`. Raises Error."""
         try:
-            return graph.open(self.path, format, flags, image_opts)
+            return graph.open(self.path, format, flags, image_opts, extra)
         except Error as exc:
-            if not self._draft:
+            if self._beside is None:
                 raise
-            again = Error(str(exc).replace(self._draft, self.filename), filename=self.filename, errno=exc.errno, hint=exc.hint)
+            again = Error(str(exc).replace(self.path, self.filename), filename=self.filename, errno=exc.errno, hint=exc.hint)
             raise again from exc
 
     def _spare(self, sources: Iterable[Node]) -> None:
@@ -85,33 +83,8 @@ class Output:
 
     def named(self, exc: Error, words: str) -> Error:
         """The error of an image, under the name that the user knows."""
-        text = str(exc).replace(self._draft, self.filename) if self._draft else str(exc)
+        text = str(exc).replace(self.path, self.filename) if self._beside is not None else str(exc)
         return Error("%s: %s%s" % (self.filename, words, text), filename=self.filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)
-
-    def keep(self) -> None:
-        """The image is whole and closed: bring it to stable storage and give it its name, if it has none yet."""
-        if not self._draft:
-            return
-        for path, flags in ((self._draft, os.O_RDONLY), (os.path.dirname(self._draft), os.O_RDONLY | os.O_DIRECTORY)):
-            descriptor = os.open(path, flags)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if path is self._draft:
-                _copy_mode(self._final, self._draft)
-                os.rename(self._draft, self._final)
-        self._draft = ""
-
-
-def _copy_mode(old: str, new: str) -> None:
-    """Give the file that takes another's place the other's permission bits."""
-    try:
-        mode: Optional[int] = os.stat(old).st_mode & 0o7777
-    except OSError:
-        mode = None
-    if mode is not None:
-        os.chmod(new, mode)
 
 
 def _local_path(filename: str) -> str:

@@ -50,6 +50,31 @@ def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] 
         first += node.size
 
 
+def layer_runs(sources: Sequence[Node], offset: int, length: int, unit: int) -> Iterator[Run]:
+    """source_runs of the sources' own layers, but what they lack only in whole units: the rest of a unit that they hold a part
+    of comes from their backing files. For targets that are written in whole units."""
+    for run in source_runs(sources, offset, length, True):
+        start, count, status = run[:3]
+        end = start + count
+        first = -(-start // unit) * unit
+        last = end if end == length else end // unit * unit
+        if status or first == start and last == end:
+            yield run
+            continue
+        if first >= last:
+            first = last = end
+        yield from _resolved(sources, offset, start, first)
+        if first < last:
+            yield first, last - first, 0, None, 0
+        yield from _resolved(sources, offset, last, end)
+
+
+def _resolved(sources: Sequence[Node], offset: int, start: int, end: int) -> Iterator[Run]:
+    """The full content between two places, both counted from `offset`."""
+    for run in source_runs(sources, offset + start, end - start) if start < end else ():
+        yield (start + run[0], *run[1:])
+
+
 def failure(words: str, offset: int, exc: BaseException, kind: type[Error] = Error, where: str = "") -> Error:
     """What went wrong, "`words` `offset``where`: reason", in QEMU's words: the errno's text. What we know beyond it becomes the hint."""
     import errno
@@ -64,7 +89,7 @@ def pieces(runs: Iterable[Run], unit: int, chunk: int, end: int) -> Iterator[Pie
     """Runs as pieces of at most `chunk` bytes with data in them, and of any length that are zero; ascending.
 
     Data is aligned out to `unit` (of which `chunk` is a multiple), but not beyond `end`, so that whoever writes it never
-    has to read what is around it. Runs of status 0 are left out; with them unit must be 1.
+    has to read what is around it. Runs of status 0 are left out; they must be whole units.
     """
     cursor = 0  # what is before it has been yielded
     first = limit = stop = 0  # the piece in hand begins at first, its data ends at stop, it may grow to limit

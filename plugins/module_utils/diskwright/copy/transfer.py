@@ -9,7 +9,7 @@ import os
 from ..errors import Error, Unsupported
 from ..node import aligned_buffer
 from .crew import Crew
-from .pieces import CHUNK, Loader, clear, failure, pieces, source_runs
+from .pieces import CHUNK, Loader, clear, failure, layer_runs, pieces, source_runs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def copy(
         raise Unsupported("Compression not supported for this file format")
     total = sum(node.size for node in sources)
     size = max(0, min(total, total if length is None else offset + length) - offset)
-    transfer = Transfer(target, size, target_is_zero, sparse_size, own)
-    transfer.compress = compress
+    transfer = Transfer(target, size, target_is_zero, sparse_size, own, compress)
     transfer.copy_range = copy_range and not compress
     transfer.salvage = salvage
     transfer.ordered = ordered
@@ -93,7 +92,7 @@ def thread_count(most: int, sources: Sequence[Node], compress: bool = False) -> 
 class Transfer:
     """One copy under way."""
 
-    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool) -> None:
+    def __init__(self, target: Node, size: int, target_is_zero: bool, sparse_size: int, own: bool, compress: bool) -> None:
         from ..kernels import nonzero_runs, scatter
 
         self._nonzero_runs = nonzero_runs
@@ -101,10 +100,12 @@ class Transfer:
         self.target = target
         self.size = size
         self.own = own
-        self.unit = target.allocation_unit if not own and 0 < target.allocation_unit <= UNIT_MAX else 1
+        whole = compress or not own  # an overlay copies what it does not get from its own backing file
+        self.unit = target.allocation_unit if whole and 0 < target.allocation_unit <= UNIT_MAX else 1
         self.sparse_size = sparse_size
         self.skip_zeroes = target_is_zero
-        self.compress = self.copy_range = self.salvage = False
+        self.compress = compress
+        self.copy_range = self.salvage = False
         self.ordered = True
         self.rate = 0
         self.progress: Optional[Callable[[int, int], None]] = None
@@ -122,7 +123,10 @@ class Transfer:
         self._grain = -(-max(self.sparse_size, 1) // self.unit) * self.unit
         self._chunk = RANGE_CHUNK if self.copy_range else -(-max(CHUNK, self._grain) // self.unit) * self.unit
         threads = max(1, min(threads, BUFFERS // self._chunk))
-        runs = source_runs(sources, offset, self.size, self.own)
+        if self.own and self.unit > 1:
+            runs = layer_runs(sources, offset, self.size, self.unit)
+        else:
+            runs = source_runs(sources, offset, self.size, self.own)
         work = pieces(runs, self.unit, self._chunk, self.size)
         self._crew = Crew(filter(_has_data, work) if self.skip_zeroes else work)
         if self.progress is not None:
@@ -201,7 +205,7 @@ class Transfer:
         unit = self.unit
         return [(at, min(unit, start + count - at)) for start, count in runs for at in range(start, start + count, unit)]
 
-    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Turn) -> None:
+    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Optional[Turn]) -> None:
         """Write runs of the buffer, which holds the content from `offset` on.
 
         In order is only what decides where the data comes to lie. The writes themselves overlap: they are at most as many
@@ -228,7 +232,8 @@ class Transfer:
                         others.append((alloc.host, alloc.host_offset, at, alloc.length))
                     else:
                         writes.append((fd, alloc.host_offset, at, alloc.length))
-            turn.pass_on()
+            if turn is not None:
+                turn.pass_on()
             if writes:
                 self._scatter(writes, buffer)
             for host, position, at, count in others:
@@ -263,7 +268,7 @@ class Transfer:
             if self.rate:
                 self._hold_back(count)
             clear(buffer, 0, count)
-            self._write(offset, count, [(0, count)], buffer, turn)
+            self._write(offset, count, [(0, count)], buffer, turn if offset + count == end else None)
             offset += count
 
     def _copy_range(self, offset: int, length: int, reads: list[Read]) -> bool:

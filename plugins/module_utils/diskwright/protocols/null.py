@@ -7,9 +7,9 @@ QEMU's BlockdevOptionsNull describes the options.
 
 from __future__ import annotations
 
-from ..errors import OptionError
+from ..errors import Error, OptionError
 from ..extent import ALLOCATED, OFFSET_VALID, ZERO, Extent
-from ..node import Alloc, OpenFlags, Protocol, fill_zeroes
+from ..node import MAX_SIZE, Alloc, OpenFlags, Protocol, fill_zeroes
 from ..options import Options, Size, opt
 
 TYPE_CHECKING = False
@@ -40,6 +40,8 @@ class NullCo(Protocol):
             raise OptionError("latency-ns is invalid")
         if options.filename not in ("", self.driver + "://"):
             raise OptionError("The only allowed filename for this driver is '%s://'" % self.driver)
+        if options.window > MAX_SIZE:
+            raise Error("Could not refresh total sector count: File too large", errno=27)
         self._size = options.window
         self._latency = options.latency_ns / 1e9
         self._read_zeroes = options.read_zeroes

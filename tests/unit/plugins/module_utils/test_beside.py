@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from ansible_collections.diskwright.images.plugins.module_utils import _beside, _record
+from ansible_collections.diskwright.images.plugins.module_utils import _record
+from ansible_collections.diskwright.images.plugins.module_utils.diskwright import beside as _beside
 from ansible_collections.diskwright.images.plugins.module_utils.diskwright.errors import Error, Locked
 
 
@@ -79,17 +80,17 @@ def test_an_image_in_use_is_neither_replaced_nor_removed(tmp_path):
             with pytest.raises(Locked), _beside.beside(path):
                 pass
             with pytest.raises(Locked):
-                _beside.remove(path)
+                _record.remove(path)
         finally:
             user.kill()
     assert os.listdir(tmp_path) == ["disk"]
-    _beside.remove(path)
+    _record.remove(path)
     assert os.listdir(tmp_path) == []
 
 
 KILLED = """
 import os, sys, time
-from ansible_collections.diskwright.images.plugins.module_utils._beside import beside
+from ansible_collections.diskwright.images.plugins.module_utils.diskwright.beside import beside
 with beside(sys.argv[1]) as temporary:
     with open(temporary, "w") as file:
         file.write("half")
@@ -163,7 +164,7 @@ def test_records_follow_the_image_with_attributes_and_without(tmp_path, monkeypa
             pass
         os.rename(temporary, path)
         assert _record.read(path) is None  # another image under the same name
-        _beside.remove(path)
+        _record.remove(path)
         assert os.listdir(tmp_path) == []
 
 

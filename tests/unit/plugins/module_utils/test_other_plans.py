@@ -113,5 +113,6 @@ def test_sizes_are_whole_sectors():
 
 def test_failures_name_the_file_and_the_cause():
     assert failure(OSError(28, "No space left on device", "/images/disk"))["msg"] == "/images/disk: No space left on device"
+    assert failure(Corrupt("it is bad", filename="/images/disk"))["msg"] == "/images/disk: it is bad"
     fields = failure(Corrupt("/images/disk: bad", filename="/images/disk", offset=512, errno=5))
     assert fields == {"msg": "/images/disk: bad", "error": "Corrupt", "filename": "/images/disk", "offset": 512, "errno": 5}

@@ -15,7 +15,7 @@ from ...cache import read_padded
 from ...errors import Corrupt, Error
 from ...ondisk import Struct
 from .header import BITMAPS, EXT_BITMAPS, MAX_BITMAP_DIRECTORY_SIZE, MAX_BITMAPS, OFFSET_MASK, BitmapsExtension
-from .tables import big_array, big_bytes
+from .tables import big_bytes, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,11 +156,9 @@ def _open_bitmap(image: Qcow2, entry: BitmapEntry, name: str) -> Bitmap:
     bitmap.inconsistent = bool(entry.flags & IN_USE)
     if bitmap.inconsistent:
         return bitmap
-    raw = bytearray(entry.bitmap_table_size * 8)
-    read_padded(image.file, entry.bitmap_table_offset, memoryview(raw))
-    stored.table = big_array(raw)
+    stored.table = read_entries(image.file, entry.bitmap_table_offset, entry.bitmap_table_size)
     wrong = RESERVED | image.cluster_size - 1 & OFFSET_MASK
-    for value in stored.table if any(raw) else ():
+    for value in filter(None, stored.table):
         if value & wrong or value & OFFSET_MASK and value & ALL_ONES:
             reason = "Could not read bitmap_table table from image for bitmap '%s': Invalid argument" % name
             raise _broken(image, reason)
@@ -295,10 +293,8 @@ def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed:
 def _table_clusters(image: Qcow2, entry: BitmapEntry) -> list[tuple[int, int]]:
     """(first, count) of the clusters of a bitmap's table and data."""
     size = image.cluster_size
-    raw = bytearray(entry.bitmap_table_size * 8)
-    read_padded(image.file, entry.bitmap_table_offset, memoryview(raw))
-    places = [value & OFFSET_MASK for value in big_array(raw)] if any(raw) else []
-    return [(place // size, 1) for place in places if place] + [(entry.bitmap_table_offset // size, -(-len(raw) // size))]
+    places = [value & OFFSET_MASK for value in filter(None, read_entries(image.file, entry.bitmap_table_offset, entry.bitmap_table_size))]
+    return [(place // size, 1) for place in places if place] + [(entry.bitmap_table_offset // size, -(-entry.bitmap_table_size * 8 // size))]
 
 
 def _directory(bitmaps: BitmapSet, mark: int) -> bytes:

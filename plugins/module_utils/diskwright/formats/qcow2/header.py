@@ -250,7 +250,7 @@ def unknown_feature_names(features: int, table: bytes) -> str:
     for start in range(0, len(table) - _FEATURE_ENTRY + 1, _FEATURE_ENTRY):
         kind, bit = table[start], table[start + 1]
         if kind == 0 and bit < 64 and features >> bit & 1:
-            names.append(table[start + 2 : start + _FEATURE_ENTRY].split(b"\0")[0].decode("utf-8", "replace"))
+            names.append(table[start + 2 : start + _FEATURE_ENTRY].split(b"\0")[0].decode("utf-8", "surrogateescape"))
             features &= ~(1 << bit)
     if features:
         names.append("Unknown incompatible feature: %x" % features)
@@ -258,7 +258,7 @@ def unknown_feature_names(features: int, table: bytes) -> str:
 
 
 def read_header(file: Node, check: bool = False) -> Header:
-    """Read and verify the header of the image in `file`; for a `check` that looks at the snapshots itself, all but their place.
+    """Read and verify the header of the image in `file`; a `check` looks for refcounts and snapshots itself.
 
     Raises WrongFormat, Corrupt or Unsupported in QEMU's words.
     """
@@ -386,10 +386,14 @@ def _check_numbers(header: Header, check: bool) -> None:
     cluster_size = header.cluster_size
     _check_table(header, header.refcount_table_offset, header.refcount_table_clusters * cluster_size, MAX_REFCOUNT_TABLE_SIZE, "Reference count table")
     if not check:
+        if not header.refcount_table_clusters:
+            raise Corrupt("Image does not contain a reference count table", errno=22)
         least = 40  # bytes of an entry
         _check_table(header, header.snapshots_offset, header.nb_snapshots * least, MAX_SNAPSHOTS * least, "Snapshot table")
     _check_table(header, header.l1_table_offset, header.l1_size * 8, MAX_L1_SIZE, "Active L1 table")
     needed = l1_entries(header, header.size)
+    if header.size >> 63 and needed * header.cluster_size * header.l2_entries >> 64:
+        raise Corrupt("Could not refresh total sector count: File too large", errno=27)
     if needed > 0x7FFFFFFF:
         raise Corrupt("Image is too big", errno=27)
     if header.l1_size < needed:

@@ -45,8 +45,6 @@ class Qcow2(Format):
     def __init__(self, options: Qcow2Options, flags: OpenFlags) -> None:
         super().__init__(options, flags)
         header = self.header = read_header(self.file, flags.check)
-        if not header.refcount_table_clusters and not flags.check:
-            raise Corrupt("Image does not contain a reference count table", errno=22)
         check_options(options, header)
         self._size = header.size // 512 * 512  # as QEMU, which counts sectors
         self.cluster_size = self.allocation_unit = header.cluster_size

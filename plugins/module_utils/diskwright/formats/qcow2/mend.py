@@ -38,22 +38,26 @@ class Metadata:
             (REFCOUNT_TABLE, header.refcount_table_offset, header.refcount_table_clusters * size),
             (SNAPSHOT_TABLE, header.snapshots_offset, state.snapshots_size),
         ]
-        self.ranges.extend((INACTIVE_L1, snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in state.snapshots)
+        self.ranges.extend(sorted({(INACTIVE_L1, snapshot.l1_table_offset, snapshot.l1_size * 8) for snapshot in state.snapshots if snapshot.l1_size}))
         l2 = array("Q", (entry & OFFSET_MASK for _index, entry in state.l1_entries(header.l1_table_offset, header.l1_size)))
         blocks = array("Q", (entry & REFCOUNT_TABLE_MASK for entry in state.reftable if entry & REFCOUNT_TABLE_MASK))
         self.tables = [(ACTIVE_L2, array("Q", sorted(l2))), (REFCOUNT_BLOCK, array("Q", sorted(blocks)))]
 
     def find(self, offset: int, length: int, ignore: int) -> int:
         """The structure, not in the mask `ignore`, that a write would hit; 0 for none."""
+        return self.obstacle(offset, length, ignore)[0]
+
+    def obstacle(self, offset: int, length: int, ignore: int) -> tuple[int, int]:
+        """The structure that `find` finds, and where it ends."""
         end = offset + length
         for kind, start, size in self.ranges:
             if not kind & ignore and start < end and offset < start + size:
-                return kind
+                return kind, start + size
         for kind, places in self.tables:
             at = bisect_left(places, max(0, offset - self.cluster_size + 1))
             if not kind & ignore and at < len(places) and places[at] < end:
-                return kind
-        return 0
+                return kind, places[at] + self.cluster_size
+        return 0, 0
 
 
 def guard_write(state: Check, offset: int, length: int, ignore: int, complaint: str = "") -> None:

@@ -100,9 +100,10 @@ def _place(state: Check, metadata: Metadata, start: int, count: int) -> int:
     """Where `count` clusters from `start` on are free, and where nothing lies that could not be counted because the file was cut."""
     while True:
         start = _first_free(state, start, count)
-        if not metadata.find(start << state.cluster_bits, count << state.cluster_bits, REFCOUNT_TABLE | REFCOUNT_BLOCK):
+        kind, end = metadata.obstacle(start << state.cluster_bits, count << state.cluster_bits, REFCOUNT_TABLE | REFCOUNT_BLOCK)
+        if not kind:
             return start
-        start += 1
+        start = -(-end // state.cluster_size)
 
 
 def _first_free(state: Check, start: int, wanted: int) -> int:

@@ -12,10 +12,10 @@ import errno
 from array import array
 
 from ... import kernels
-from ...cache import TableCache, read_padded
+from ...cache import TableCache
 from ...errors import Error
 from .header import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_SIZE, REFCOUNT_TABLE_MASK
-from .tables import big_array, big_bytes, c_hex
+from .tables import big_bytes, c_hex, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ class Refcounts:
         self.order = header.refcount_order
         self.most = min((1 << header.refcount_bits) - 1, MAX_REFCOUNT)
         self.per_block = (self.cluster_size * 8) >> self.order
-        raw = bytearray(header.refcount_table_clusters * self.cluster_size)
-        read_padded(image.file, header.refcount_table_offset, memoryview(raw))
-        self.table = big_array(raw)
+        self.table = read_entries(image.file, header.refcount_table_offset, header.refcount_table_clusters * self.cluster_size // 8)
         self.table_dirty: set[int] = set()
         options = image.options
         size = options.refcount_cache_size
@@ -78,8 +76,9 @@ class Refcounts:
     def _find_tail(self) -> int:
         """One past the last cluster that has a refcount."""
         empty: set[int] = set()
-        for index in [index for index, entry in enumerate(self.table) if entry][::-1]:
-            offset = self.block_offset(index)
+        used = -(-len(self.table.tobytes().rstrip(b"\0")) // 8)
+        for index in range(used - 1, -1, -1):
+            offset = self.block_offset(index) if self.table[index] else 0
             if not offset or offset in empty:
                 continue
             block = bytes(self.cache.get(offset)).rstrip(b"\0") if offset < self.image.file.size else b""

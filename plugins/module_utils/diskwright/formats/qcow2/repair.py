@@ -52,7 +52,7 @@ def _check(state: Check) -> None:
         from .references import read_bitmaps
 
         state.bitmaps = read_bitmaps(state)
-    if header.nb_snapshots:
+    if header.nb_snapshots or header.snapshots_offset:
         from .references import read_snapshots
 
         state.snapshots = read_snapshots(state)

@@ -93,7 +93,7 @@ def _listed(entry: Snapshot) -> ListedSnapshot:
     return ListedSnapshot(
         _text(entry.id, 127),
         _text(entry.name, 255),
-        extra[0] if extra else entry.vm_state_size,
+        (extra[0] ^ 1 << 63) - (1 << 63) if extra else entry.vm_state_size,  # signed for QEMU
         entry.date_sec,
         entry.date_nsec,
         entry.vm_clock_nsec,
@@ -109,15 +109,14 @@ def _text(name: bytes, most: int) -> str:
 
 def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:
     """Where the L2 tables of the snapshots are."""
-    from .tables import big_array
+    from .tables import read_entries
 
     offsets: set[int] = set()
     for snapshot in snapshots:
         if snapshot.l1_size > MAX_L1_SIZE // 8:
             raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
-        raw = bytearray(snapshot.l1_size * 8)
-        read_padded(image.file, snapshot.l1_table_offset, memoryview(raw))
-        offsets.update(entry & OFFSET_MASK for entry in big_array(raw))
+        entries = read_entries(image.file, snapshot.l1_table_offset, snapshot.l1_size)
+        offsets.update(entry & OFFSET_MASK for entry in entries)
     offsets.discard(0)
     return offsets
 

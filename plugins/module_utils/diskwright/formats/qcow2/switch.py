@@ -19,7 +19,7 @@ from ...kernels import contract as kinds
 from .compressed import stored_range
 from .header import COPIED, MAX_L1_SIZE, OFFSET_MASK
 from .refcount import joined
-from .tables import RUNS, big_array, big_bytes
+from .tables import RUNS, big_bytes, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ class Switch:
         """The entries of an L1 table in the file. Raises Corrupt."""
         if entries > MAX_L1_SIZE // 8 or offset & self.size - 1:
             raise self.image.corrupt("L1 table at %#x with %d entries" % (offset, entries), fatal=False)
-        raw = bytearray(entries * 8)
-        read_padded(self.image.file, offset, memoryview(raw))
-        return big_array(raw)
+        return read_entries(self.image.file, offset, entries)
 
     def _l2_table(self, offset: int) -> bytearray:
         if offset & self.size - 1:

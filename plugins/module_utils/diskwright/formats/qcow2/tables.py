@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator, Optional
 
+    from ...node import Node
     from .image import Qcow2
 
     Run = tuple[int, int, int, int]
@@ -43,9 +44,7 @@ class Tables:
         self.reach = self.cluster_size * self.entries  # guest bytes of an L2 table
         self.extended = header.extended_l2
         self.external = image.data_file is not image.file
-        raw = bytearray(l1_size * 8)
-        read_padded(image.file, l1_offset, memoryview(raw))
-        self.l1 = big_array(raw)
+        self.l1 = read_entries(image.file, l1_offset, l1_size)
         self.l1_dirty: set[int] = set()  # indexes
         self.cache = TableCache(image.file, self.cluster_size, self._capacity(), image.write_back)
         self.fresh: set[int] = set()  # offsets of tables that no L1 entry in the file points at yet
@@ -169,6 +168,16 @@ def big_array(raw: bytes | bytearray | memoryview) -> array[int]:
     """Big-endian u64 entries as a native array."""
     entries = array("Q")
     entries.frombytes(raw)
+    if sys.byteorder == "little":
+        entries.byteswap()
+    return entries
+
+
+def read_entries(file: Node, offset: int, count: int) -> array[int]:
+    """`count` big-endian u64 entries of `file` as a native array, without a second copy of them in memory."""
+    entries = array("Q", (0,)) * count
+    with memoryview(entries) as view:
+        read_padded(file, offset, view.cast("B"))
     if sys.byteorder == "little":
         entries.byteswap()
     return entries

@@ -11,7 +11,7 @@ from _thread import allocate_lock
 
 from ...errors import Error, OptionError
 from ...extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
-from ...node import ALL, MAX_SIZE, RESIZE, WRITE, Alloc, OpenFlags, Protocol, fill_zeroes
+from ...node import ALL, MAX_SIZE, Alloc, OpenFlags, Protocol, fill_zeroes
 from ...options import Options, Size, opt
 
 TYPE_CHECKING = False
@@ -336,7 +336,7 @@ class File(Protocol):
 
     @classmethod
     def create_file(cls, filename: str, options: Any, flags: OpenFlags) -> None:
-        """Create or empty the file, under the locks of one who writes and resizes. Raises Error in QEMU's words."""
+        """Create or empty the file, under the locks that `flags` ask for, taken first. Raises Error in QEMU's words."""
         from .locking import ImageLock
         from .preallocate import resize, set_extent_size_hint, set_nocow
 
@@ -347,7 +347,7 @@ class File(Protocol):
             raise Error("Could not create '%s': %s" % (filename, os.strerror(code)), filename=filename, errno=code) from exc
         try:
             os.set_blocking(fd, True)
-            ImageLock(filename, "auto").change(fd, WRITE | RESIZE, ALL & ~RESIZE)
+            ImageLock(filename, "auto").change(fd, *flags.permissions())
             resize(fd, os.fstat(fd).st_size, 0, "off")
             if options.nocow:
                 set_nocow(fd)

@@ -1,5 +1,5 @@
 # Copyright (c) 2026 The Diskwright authors
-# SPDX-License-Identifier: GPL-3.0-or-later
+# SPDX-License-Identifier: Apache-2.0
 """A new file is written beside its final name, flushed and renamed; on failure nothing of it is left."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from errno import EACCES, EAGAIN
 from struct import pack
 
-from .diskwright.errors import Error, Locked
+from .errors import Error, Locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def beside(path: str, private: bool = False) -> Iterator[str]:
                     _resemble(claim, final, old)
                     os.rename(temporary, final)
         except BaseException as exc:
-            os.unlink(temporary)
+            _discard(temporary)
             _rename_in(exc, temporary, path)
             raise
     finally:
@@ -61,8 +61,8 @@ def beside(path: str, private: bool = False) -> Iterator[str]:
 @contextmanager
 def alone(path: str) -> Iterator[None]:
     """Nobody else uses the image at `path` while the block runs; Locked is raised if someone does."""
-    from .diskwright.graph import open_image
-    from .diskwright.node import OpenFlags
+    from .graph import open_image
+    from .node import OpenFlags
 
     flags = OpenFlags(writable=True, resize=True, no_backing=True)
     try:
@@ -131,6 +131,13 @@ def _rename_in(exc: BaseException, temporary: str, path: str) -> None:
         exc.filename = path
 
 
+def _discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return  # whoever wrote it took it away
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -143,15 +150,3 @@ def _sync(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def remove(path: str) -> None:
-    """Remove the image at `path`, or the link there, and the record of what it was made from. Raises Locked if it is in use."""
-    from ._record import forget
-
-    if os.path.islink(path):
-        os.unlink(path)
-        return
-    with alone(path):
-        os.unlink(path)
-    forget(path)
