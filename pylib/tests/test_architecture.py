@@ -27,6 +27,7 @@ FLOORS = {
     "json_text": 1,
     "kernels": 1,
     "compression": 2,
+    "bitmaps": 2,
     "extent": 2,
     "ondisk": 2,
     "options": 2,

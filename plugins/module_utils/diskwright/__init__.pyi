@@ -3,6 +3,7 @@
 
 from .commands.amend import amend as amend
 from .commands.bench import bench as bench
+from .commands.bitmap import bitmap as bitmap
 from .commands.check import check as check
 from .commands.commit import commit as commit
 from .commands.compare import compare as compare
@@ -14,6 +15,7 @@ from .commands.map import map_image as map
 from .commands.measure import measure as measure
 from .commands.rebase import rebase as rebase
 from .commands.resize import resize as resize
+from .commands.snapshot import snapshot as snapshot
 from .errors import Corrupt as Corrupt
 from .errors import Denied as Denied
 from .errors import Error as Error
@@ -31,5 +33,6 @@ from .image import open_file as open_file
 from .image import open_node as open
 from .node import Node as Node
 from .node import OpenFlags as OpenFlags
+from .node import Snapshot as Snapshot
 
 __version__: str

@@ -30,7 +30,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("amend", "bench", "check", "commit", "convert", "create", "dd", "rebase", "resize")
+INTERRUPTIBLE = ("amend", "bench", "bitmap", "check", "commit", "convert", "create", "dd", "rebase", "resize", "snapshot")
 
 
 class Stopped(BaseException):
@@ -104,6 +104,8 @@ def load(command: str) -> Any:
         from .commands import amend as module
     elif command == "bench":
         from .commands import bench as module
+    elif command == "bitmap":
+        from .commands import bitmap as module
     elif command == "check":
         from .commands import check as module
     elif command == "commit":
@@ -124,6 +126,8 @@ def load(command: str) -> Any:
         from .commands import rebase as module
     elif command == "resize":
         from .commands import resize as module
+    elif command == "snapshot":
+        from .commands import snapshot as module
     else:
         raise KeyError(command)
     return module

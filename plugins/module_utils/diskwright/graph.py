@@ -169,6 +169,8 @@ class Graph:
                 child.abandon()
             raise
         if self.warn is not None:
+            for text in node.warnings:
+                self.warn(text)
             if node.probed and node.driver == "raw" and not node.read_only:
                 self.warn(PROBED_RAW % node.filename)
             if spec.get("backing") == "":

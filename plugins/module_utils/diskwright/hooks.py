@@ -8,13 +8,15 @@ node.py calls the hooks and holds all policy. Offsets and lengths are bytes ever
 from __future__ import annotations
 
 import errno
+import os
 
-from .errors import Unsupported
+from .errors import Error, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Iterable, Mapping, Optional, Sequence
 
+    from .bitmaps import BitmapSet
     from .tally import CheckResult
     from .extent import Extent
     from .node import Node
@@ -194,6 +196,7 @@ class Hooks:
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
+    stores_bitmaps: bool = False  # dirty bitmaps are kept when it is closed
     probed: bool = False  # its format was told from the content, nobody named it
     encrypted: bool = False
     compressed: bool = False
@@ -300,6 +303,27 @@ class Hooks:
     def snapshots(self) -> list[Snapshot]:
         """The internal snapshots that the image holds."""
         return []
+
+    def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
+        """Keep the present content as an internal snapshot, with date, VM clock and the like as in `like`, or of now."""
+        raise Unsupported(os.strerror(errno.ENOTSUP), filename=self.filename, errno=errno.ENOTSUP)
+
+    def _apply_snapshot(self, name: str) -> None:
+        """Make the content of the internal snapshot with this ID, or else this name, the present one."""
+        raise Unsupported("Block driver does not support snapshots", filename=self.filename, errno=errno.ENOTSUP)
+
+    def _delete_snapshot(self, name: str) -> None:
+        """Remove the first internal snapshot of this name."""
+        raise Error("snapshot not found", filename=self.filename, errno=errno.ENOENT)
+
+    def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
+        """Show the internal snapshot with this ID and this name (None: any) from now on; only of a node open for reading."""
+        text = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % self.driver
+        raise Unsupported(text, filename=self.filename, errno=errno.ENOTSUP)
+
+    def bitmaps(self) -> Optional[BitmapSet]:
+        """The dirty bitmaps; None where there cannot be any. What is changed of them is stored when the node is closed."""
+        return None
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:

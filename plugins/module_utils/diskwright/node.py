@@ -73,6 +73,7 @@ class Node(Hooks):
         self._lock = RLock()  # guards metadata; never held across data I/O
         self._inflight: list[tuple[int, int, Any]] = []  # (start, end, lock) of writes under way
         self._closed = False
+        self.warnings: list[str] = []  # what a person should know about it; graph.py passes it on
 
     # -- what a node is ------------------------------------------------------------------------------------------
 
@@ -480,6 +481,27 @@ class Node(Hooks):
     def check(self, repair: str = "") -> CheckResult:
         """Check the metadata; `repair` is "", "leaks" or "all". Raises Unsupported where the format has no check."""
         return self._check(repair)
+
+    def create_snapshot(self, name: str, like: Optional[Snapshot] = None) -> Snapshot:
+        """Keep the present content as the internal snapshot `name`. Raises ReadOnly, Unsupported, Error in QEMU's words."""
+        self._check_write(0, 0)
+        return self._create_snapshot(name, like)
+
+    def apply_snapshot(self, name: str) -> None:
+        """Make the internal snapshot with the ID `name`, or else of that name, the present content; the size may change."""
+        self._check_write(0, 0)
+        self._apply_snapshot(name)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove the first internal snapshot of the name `name`; see create_snapshot."""
+        self._check_write(0, 0)
+        self._delete_snapshot(name)
+
+    def load_snapshot(self, id: Optional[str] = None, name: Optional[str] = None) -> None:
+        """Show the internal snapshot with this ID and this name (None: any) from now on. The node must be open for reading."""
+        if not self.read_only:
+            raise Error("Device is not readonly", filename=self.filename, errno=errno.EINVAL)
+        self._load_snapshot(id, name)
 
     def amend(self, options: Any, force: bool = False, progress: Optional[Callable[[int, int], None]] = None) -> None:
         """Change options of the image, as an `amend_options` record says; `force` allows what loses data.

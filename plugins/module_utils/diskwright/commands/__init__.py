@@ -12,6 +12,7 @@ from __future__ import annotations
 SUMMARIES = {
     "amend": "change options that an image was made with",
     "bench": "time requests to an image",
+    "bitmap": "change the persistent dirty bitmaps of an image",
     "check": "look for inconsistencies in an image, and repair them",
     "commit": "write an overlay into its backing file",
     "compare": "tell whether two images hold the same data",
@@ -23,4 +24,5 @@ SUMMARIES = {
     "measure": "compute how large an image file would be",
     "rebase": "give an image another backing file",
     "resize": "change the size of an image",
+    "snapshot": "list, make, apply or delete internal snapshots",
 }

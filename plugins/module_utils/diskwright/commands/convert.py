@@ -8,17 +8,19 @@ from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..drivers import FORMATS, PROTOCOLS
 from ..errors import Error, Unsupported
-from ..graph import Graph
+from ..graph import Graph, prefixed
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
 from .creation import CreationOptions, creatable
 from .output import Output
+from .snapshot import load
 from .spec import FLAG, VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from ..bitmaps import Bitmap
     from ..graph import OpenPolicy
     from ..node import Node
     from .ui import UI
@@ -306,6 +308,7 @@ def convert(
             for name in sources:
                 nodes.append(graph.open("/dev/stdin" if name == "-" else name, format, flags, image_opts))
         _check_sources(nodes, len(sources), format, snapshot, bitmaps)
+        recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
         if outlet is not None:
             if target_format != "raw" or options or backing is not None or compress or no_create:
@@ -327,7 +330,12 @@ def convert(
                 if inlet is not None:
                     receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
+                    if bitmaps and not node.stores_bitmaps:
+                        raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
+                failure = _copy_bitmaps(node, recorded) if bitmaps else None
+            if failure is not None:  # the content is whole, and closed as such
+                raise failure
     finally:
         for node in nodes:
             node.close()
@@ -376,19 +384,50 @@ def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], sna
     if not nodes and format not in (None, "raw"):
         raise OptionError("An image of format '%s' cannot be read from a pipe" % format)
     if snapshot is not None:
-        if count > 1:
+        if count > 1 and not snapshot.startswith("snapshot."):
             raise OptionError("No support for concatenating multiple snapshot")
-        driver = nodes[0].driver if nodes else "raw"
-        if driver == "qcow2":
-            raise Unsupported("Failed to load snapshot: internal snapshots are not supported yet")
-        reason = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % driver
-        raise Unsupported("Failed to load snapshot: " + reason)
+        if not nodes:
+            raise Unsupported("Failed to load snapshot: a pipe has no snapshots")
+        load(nodes[0], snapshot)
     if bitmaps:
         if count > 1:
             raise OptionError("Copying bitmaps only possible with single source")
-        if not nodes or nodes[0].driver != "qcow2":
+        if not nodes or not nodes[0].stores_bitmaps:
             raise OptionError("Source lacks bitmap support")
-        raise Unsupported("Copying bitmaps is not supported yet")
+
+
+def _bitmaps_of(node: Node, skip_broken: bool, warn: Optional[Callable[[str], None]]) -> list[Bitmap]:
+    """The bitmaps to copy, in the order in which QEMU looks at them. Raises Error for one that is inconsistent."""
+    found: list[Bitmap] = []
+    for bitmap in reversed(list(node.bitmaps() or ())):
+        if not bitmap.inconsistent:
+            found.append(bitmap)
+        elif not skip_broken:
+            hint = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+            raise Error("Cannot copy inconsistent bitmap '%s'" % bitmap.name, filename=node.filename, hint=hint)
+        elif warn is not None:
+            warn("Skipping inconsistent bitmap '%s'" % bitmap.name)
+    return found
+
+
+def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> Optional[Error]:
+    """Give the target, which stores bitmaps, those of `recorded`; what went wrong, if anything."""
+    bitmaps = node.bitmaps()
+    if bitmaps is None:
+        return None
+    first = len(bitmaps.all)
+    for bitmap in recorded:
+        try:
+            bitmaps.add(bitmap.name, bitmap.granularity, bitmap.enabled)
+        except Error as exc:
+            return prefixed("Failed to create bitmap %s: " % bitmap.name, exc, node.filename)
+        try:
+            bitmaps.merge(bitmap.name, bitmap)
+        except Error as exc:
+            bitmaps.remove(bitmap.name)
+            return prefixed("Failed to populate bitmap %s: " % bitmap.name, exc, node.filename)
+    bitmaps.all[first:] = bitmaps.all[first:][::-1]
+    return None
 
 
 def _creation(

@@ -23,6 +23,11 @@ EXAMPLES = {
         ("which options qcow2 has", "-f qcow2 -o help"),
     ),
     "bench": (("10000 reads of 64 KiB each", "-c 10000 -s 64k disk.qcow2"),),
+    "bitmap": (
+        ("record what is written from now on", "--add disk.qcow2 since-backup"),
+        ("begin again", "--clear disk.qcow2 since-backup"),
+        ("a copy of another one", "--add --merge since-backup disk.qcow2 copy"),
+    ),
     "check": (
         ("look, and say it in JSON", "--output json disk.qcow2"),
         ("repair what can be repaired", "-r all disk.qcow2"),
@@ -58,6 +63,10 @@ EXAMPLES = {
     "resize": (
         ("5 GiB more", "disk.qcow2 +5G"),
         ("down to 10 GiB: what is behind is lost", "--shrink disk.qcow2 10G"),
+    ),
+    "snapshot": (
+        ("keep the present content", "-c before-upgrade disk.qcow2"),
+        ("go back to it", "-a before-upgrade disk.qcow2"),
     ),
 }
 

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from ..errors import Unsupported
 from ..graph import Graph
 from ..node import OpenFlags
 from . import spec
 from .creation import CreationOptions, creatable
+from .snapshot import load
 from .spec import VALUE, Command, Option
 
 TYPE_CHECKING = False
@@ -122,7 +122,7 @@ def measure(
         return _measure(None, size or 0, target_format, options, objects)
     with Graph(policy, objects, warn).open(filename, format, OpenFlags(force_share=force_share), image_opts) as source:
         if snapshot is not None:
-            _load_snapshot(source, snapshot)
+            load(source, snapshot)
         return _measure(source, source.size, target_format, options, objects)
 
 
@@ -134,14 +134,3 @@ def _measure(source: Optional[Node], size: int, target_format: str, options: Opt
         raise spec.InvalidOptions(error, "Invalid options for file format '%s'" % target_format) from error
     chosen.set("size", size)
     return own.measure(chosen.own_record(), source)
-
-
-def _load_snapshot(source: Node, name: str) -> None:
-    """Have `source` show an internal snapshot. (No format of this version can.)"""
-    if not source.snapshots():
-        reason = "Can't find snapshot"
-        if source.driver != "qcow2":
-            reason = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % source.driver
-    else:
-        reason = "internal snapshots cannot be read yet"
-    raise Unsupported("Failed to load snapshot: %s" % reason, filename=source.filename)

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
+    from ...bitmaps import BitmapSet
     from ...tally import CheckResult
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
@@ -58,6 +59,10 @@ class Qcow2(Format):
         self._tables: Optional[Tables] = None
         self._refcounts: Optional[Refcounts] = None
         self._overlap: Optional[Overlap] = None
+        self._bitmaps: Optional[BitmapSet] = None  # None: it has none
+        self._found_bitmaps: Optional[BitmapSet] = None  # as they were when the image was opened for writing
+        self._written = False  # so bitmaps that are in use cannot be what they were
+        self.stores_bitmaps = header.version >= 3
         if "data-file" in self.children and not header.incompatible_features & layout.DATA_FILE:
             raise Error("'data-file' can only be set for images with an external data file", errno=22)
         if header.nb_snapshots and not flags.check:
@@ -66,6 +71,7 @@ class Qcow2(Format):
             self._refuse_unreadable()
         if flags.writable:
             self._open_for_writing()
+        self._open_bitmaps()
 
     def _refuse_unreadable(self) -> None:
         header = self.header
@@ -92,8 +98,6 @@ class Qcow2(Format):
             for bit, name in ((layout.EXTENDED_L2, "extended L2 entries"),):
                 if incompatible & bit:
                     raise Unsupported("qcow2: writing images with %s is not supported" % name, errno=ENOTSUP)
-            if header.autoclear_features & layout.BITMAPS and header.extension(layout.EXT_BITMAPS) is not None:
-                raise Unsupported("qcow2: writing images with persistent bitmaps is not supported", errno=ENOTSUP)
         if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
             header.autoclear_features &= layout.KNOWN_AUTOCLEAR
             self.update_record()
@@ -102,6 +106,24 @@ class Qcow2(Format):
 
             repair_dirty(self)
             self.dirty = bool(header.incompatible_features & layout.DIRTY)
+
+    def _open_bitmaps(self) -> None:
+        """Look at the persistent bitmaps: an image with broken ones is refused, and while it is written they are in use."""
+        header, flags = self.header, self.flags
+        if flags.check or header.version < 3 or header.extension(layout.EXT_BITMAPS) is None:
+            return
+        from . import bitmaps
+
+        if bitmaps.are_lost(header):
+            self.warnings.append(bitmaps.LOST)
+            if flags.writable:
+                header.set_extension(layout.EXT_BITMAPS, None)
+                self.update_header()
+            return
+        self._bitmaps = bitmaps.open_bitmaps(self)
+        if flags.writable:
+            self._found_bitmaps = self._bitmaps.copy()
+            bitmaps.mark_in_use(self, self._bitmaps)
 
     # -- the parts -----------------------------------------------------------------------------------------------
 
@@ -219,6 +241,7 @@ class Qcow2(Format):
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         from .write import reserve
 
+        self._note(offset, length)
         return reserve(self, offset, length)
 
     def _link(self, allocs: Sequence[Alloc]) -> None:
@@ -234,16 +257,19 @@ class Qcow2(Format):
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
         from .discard import zero
 
+        self._note(offset, length)
         return zero(self, offset, length, unmap)
 
     def _discard(self, offset: int, length: int) -> None:
         from .discard import discard
 
+        self._note(offset, length)
         discard(self, offset, length)
 
     def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
         from .compressed import write_compressed
 
+        self._note(offset, len(view))
         write_compressed(self, offset, view)
 
     def _encode(self, view: memoryview) -> Optional[bytes]:
@@ -254,12 +280,22 @@ class Qcow2(Format):
     def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
         from .compressed import write_encoded
 
+        self._note(offset, len(view))
         write_encoded(self, offset, view, encoded)
 
     def _truncate(self, size: int, preallocation: str) -> None:
         from .resize import resize
 
-        resize(self, size, preallocation)
+        bitmaps, self._bitmaps = self._bitmaps, None  # what resizing zeroes was not there before
+        try:
+            if bitmaps is not None:
+                bitmaps.check_resize(size)
+            resize(self, size, preallocation)
+        finally:
+            self._bitmaps = bitmaps
+            if bitmaps is not None and bitmaps.size != self.size:
+                self._written = True
+                bitmaps.resize(self.size)
 
     def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
         from .backing import change_backing
@@ -278,6 +314,37 @@ class Qcow2(Format):
 
     def _flush(self) -> None:
         self.write_back()
+
+    def _note(self, offset: int, length: int) -> None:
+        """Tell the bitmaps of a write."""
+        if self._bitmaps is not None:
+            self._written = True
+            with self._lock:
+                self._bitmaps.mark(offset, length)
+
+    def _close(self) -> None:
+        if self.flags.writable and self._bitmaps is not None:
+            from .bitmaps import store
+
+            self._written = True
+            store(self, self._bitmaps)
+
+    def abandon(self) -> None:
+        if self._found_bitmaps is not None and not self._closed and not self._written:
+            from .bitmaps import mark_in_use
+
+            try:  # nothing was done to the image: its bitmaps are what they were
+                mark_in_use(self, self._found_bitmaps, 0)
+            except (Error, OSError):
+                pass
+        super().abandon()
+
+    def bitmaps(self) -> BitmapSet:
+        if self._bitmaps is None:
+            from .bitmaps import open_bitmaps
+
+            self._bitmaps = open_bitmaps(self)
+        return self._bitmaps
 
     def write_back(self) -> None:
         """Bring cached metadata into the file, in order; a flush of the file must follow."""
@@ -314,12 +381,34 @@ class Qcow2(Format):
 
         return list_snapshots(self)
 
+    def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
+        from .snapshots import create_snapshot
+
+        return create_snapshot(self, name, like)
+
+    def _apply_snapshot(self, name: str) -> None:
+        from .snapshots import apply_snapshot
+
+        apply_snapshot(self, name)
+
+    def _delete_snapshot(self, name: str) -> None:
+        from .snapshots import delete_snapshot
+
+        delete_snapshot(self, name)
+
+    def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
+        from .snapshots import load_snapshot
+
+        load_snapshot(self, id, name)
+
     def format_specific(self) -> dict[str, Any]:
         header = self.header
         if header.version < 3:
             return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": header.refcount_bits}
         data: dict[str, Any] = {"compat": "1.1", "compression-type": layout.COMPRESSION_NAMES[header.compression_type]}
         data["lazy-refcounts"] = bool(header.compatible_features & layout.LAZY_REFCOUNTS)
+        if self._bitmaps is not None and self._bitmaps.all:
+            data["bitmaps"] = [{"flags": bitmap.flags(), "name": bitmap.name, "granularity": bitmap.granularity} for bitmap in self._bitmaps]
         data["refcount-bits"] = header.refcount_bits
         data["corrupt"] = bool(header.incompatible_features & layout.CORRUPT)
         data["extended-l2"] = header.extended_l2

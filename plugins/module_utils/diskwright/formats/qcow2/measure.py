@@ -4,37 +4,21 @@
 
 from __future__ import annotations
 
-from ...cache import read_padded
-from ...errors import Corrupt, OptionError
+from ...errors import OptionError
 from ...extent import DATA
 from ...node import Measure
-from ...ondisk import Struct
 from .create import check_combination, check_values
-from .header import BITMAPS, EXT_BITMAPS, MAX_L1_SIZE, BitmapsExtension
+from .header import MAX_L1_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
     from ...node import Node
-    from ...ondisk import u8, u16, u32, u64
-    from .image import Qcow2
     from .options import Qcow2CreateOptions
 
 WINDOW = 1 << 40  # bytes of the source that are looked at in one go
 EXTENTS = 4096  # and the most extents
-
-
-class BitmapEntry(Struct):
-    """The fixed part of a bitmap directory entry."""
-
-    bitmap_table_offset: u64
-    bitmap_table_size: u32
-    flags: u32
-    type: u8
-    granularity_bits: u8
-    name_size: u16
-    extra_data_size: u32
 
 
 def measure(options: Qcow2CreateOptions, source: Optional[Node]) -> Measure:
@@ -55,8 +39,10 @@ def measure(options: Qcow2CreateOptions, source: Optional[Node]) -> Measure:
     if options.preallocation in ("full", "falloc") or source is not None and options.backing_file is not None:
         required = aligned
     bitmaps = None
-    if source is not None and version >= 3 and source.driver == "qcow2" and source.header.version >= 3:  # type: ignore[attr-defined]
-        bitmaps = _bitmaps(source, cluster_size)  # type: ignore[arg-type]
+    if source is not None and version >= 3 and source.stores_bitmaps:
+        from .bitmaps import space
+
+        bitmaps = space(source.bitmaps() or (), size, cluster_size)
     return Measure(metadata + required, metadata + aligned, bitmaps)
 
 
@@ -89,23 +75,3 @@ def _data(source: Node, cluster_size: int) -> int:
                 total += max(0, counted - first)
         position = window[-1].offset + window[-1].length
     return total * cluster_size
-
-
-def _bitmaps(source: Qcow2, cluster_size: int) -> int:
-    """Bytes that the persistent bitmaps of `source` need in a new image."""
-    data = source.header.extension(EXT_BITMAPS)
-    if data is None or not source.header.autoclear_features & BITMAPS:
-        return 0
-    extension = BitmapsExtension.unpack(data)
-    directory = bytearray(extension.bitmap_directory_size)
-    read_padded(source.file, extension.bitmap_directory_offset, memoryview(directory))
-    total = position = 0
-    for _number in range(extension.nb_bitmaps):
-        entry = BitmapEntry.unpack(directory, position)
-        if not 9 <= entry.granularity_bits <= 31:
-            raise Corrupt("Bitmap granularity is out of range", filename=source.filename, errno=22)
-        position += BitmapEntry.SIZE + entry.extra_data_size + entry.name_size + 7 & ~7
-        bits = -(-source.size // (1 << entry.granularity_bits))
-        clusters = -(-(-(-bits // 8)) // cluster_size)
-        total += clusters + -(-clusters * 8 // cluster_size)
-    return (total + -(-position // cluster_size)) * cluster_size

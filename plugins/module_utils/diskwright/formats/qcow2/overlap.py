@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 
-from .header import OFFSET_MASK, REFCOUNT_TABLE_MASK
+from .header import BITMAPS, EXT_BITMAPS, OFFSET_MASK, REFCOUNT_TABLE_MASK, BitmapsExtension
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ class Overlap:
                 ranges.append((snapshot.l1_table_offset, snapshot.l1_table_offset + snapshot.l1_size * 8, INACTIVE_L1))
             if self.mask & INACTIVE_L2:
                 tables.append((INACTIVE_L2, array("Q", sorted(snapshot_l2_offsets(image, snapshots)))))
+        bitmaps = header.extension(EXT_BITMAPS) if header.autoclear_features & BITMAPS else None
+        if bitmaps is not None and self.mask & BITMAP_DIRECTORY:
+            found = BitmapsExtension.unpack(bitmaps)
+            start = found.bitmap_directory_offset
+            ranges.append((start, start + found.bitmap_directory_size, BITMAP_DIRECTORY))
         self._ranges = [(start, end, kind) for start, end, kind in ranges if start < end and self.mask & kind]
         self._tables = [(kind, offsets) for kind, offsets in tables if self.mask & kind]
         ends = [end for _start, end, _kind in self._ranges] + [offsets[-1] + size for _kind, offsets in self._tables if offsets]

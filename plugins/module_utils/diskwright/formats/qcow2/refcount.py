@@ -19,13 +19,18 @@ from .tables import big_bytes, c_hex, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator
+    from typing import Iterable, Iterator, Optional
 
     from .image import Qcow2
 
 DEFAULT_CACHE = 1 << 20  # bytes; never less than 4 clusters
 RUNS = 4096  # holes asked for at a time
+MOVING_CACHE = 8 << 20  # bytes of refcount blocks that are kept while all of them change
 MAX_REFCOUNT = (1 << 63) - 1  # with 64 bits a refcount is still a signed number to QEMU
+
+
+class RefcountOverflow(Error):
+    """A cluster would have more users than its refcount can tell."""
 
 
 class Refcounts:
@@ -51,6 +56,7 @@ class Refcounts:
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
         self._scan = 0  # holes from here on up to _tail are not known yet
         self._tail = self._find_tail()  # from here on all clusters are free
+        self._moved: Optional[list[int]] = None  # while a new set of blocks is made (move_away): where the old ones are
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
@@ -122,27 +128,71 @@ class Refcounts:
         return zeroed
 
     def _add_in_block(self, block: bytearray, entry: int, count: int, step: int) -> list[tuple[int, int]]:
+        """Add `step` to refcounts of a block; returns the runs (in entries of the block) that fell to 0."""
+        done = self._add_to_equal(block, entry, count, step) if self.order >= 3 else None
+        if done is not None:
+            return done
         per_byte = max(1, 8 >> self.order)
         low = entry // per_byte * per_byte
         high = -(-(entry + count) // per_byte) * per_byte
         values = kernels.refcounts_unpack(block, self.order, low, high - low)
-        zeroed: list[tuple[int, int]] = []
-        for at in range(entry - low, entry - low + count):
-            value = values[at] + step
-            if value > self.most:
-                raise Error("refcount of a cluster exceeds its width of %d bits" % (1 << self.order), errno=errno.EINVAL)
-            if value < 0:
-                continue
-            values[at] = value
-            if not value and step < 0:
-                if zeroed and sum(zeroed[-1]) == low + at:
-                    zeroed[-1] = (zeroed[-1][0], zeroed[-1][1] + 1)
-                else:
-                    zeroed.append((low + at, 1))
+        changed = values[entry - low : entry - low + count]
+        if max(changed) + step > self.most:
+            raise RefcountOverflow("refcount of a cluster exceeds its width of %d bits" % (1 << self.order), errno=errno.EINVAL)
         start = low << self.order >> 3
-        packed = kernels.refcounts_pack(values, self.order)
-        block[start : start + len(packed)] = packed
-        return zeroed
+        fallen: set[int] = set()
+        if self.order >= 3 and min(changed) + step >= 0:  # then no entry borrows from its neighbour: add to all at once
+            width = 1 << self.order - 3
+            total = int.from_bytes(block[start : start + count * width], "big")
+            total += step * int.from_bytes(ONES[self.order] * count, "big")
+            block[start : start + count * width] = total.to_bytes(count * width, "big")
+            if step > 0 or 1 not in changed:
+                return []
+            fallen.update(at for at, value in enumerate(changed) if value == 1)
+        else:
+            for at, value in enumerate(changed):
+                if value + step >= 0:
+                    values[entry - low + at] = value + step
+                    if value + step == 0:
+                        fallen.add(at)
+            packed = kernels.refcounts_pack(values, self.order)
+            block[start : start + len(packed)] = packed
+        return joined((entry + at, 1) for at in sorted(fallen))
+
+    def _add_to_equal(self, block: bytearray, entry: int, count: int, step: int) -> Optional[list[tuple[int, int]]]:
+        """_add_in_block where all refcounts are the same, as they are nearly everywhere; None if they are not."""
+        width = 1 << self.order - 3
+        low, high = entry * width, (entry + count) * width
+        first = bytes(block[low : low + width])
+        if count > 1 and block[low:high] != first * count:
+            return None
+        value = int.from_bytes(first, "big") + step
+        if not 0 <= value <= self.most:
+            return None
+        block[low:high] = value.to_bytes(width, "big") * count
+        return [(entry, count)] if not value else []
+
+    def hold(self, first: int, count: int) -> None:
+        """Add 1 to the refcounts of clusters that are in use. Raises Corrupt where one of them is said to be free."""
+        for index, entry, part in self._parts(first, count):
+            offset = self.block_offset(index)
+            block = self.cache.get(offset) if offset else bytearray(self.cluster_size)
+            if self.order >= 3:
+                width = 1 << self.order - 3
+                raw = block[entry * width : (entry + part) * width]
+                if raw[:width].count(0) < width and raw == raw[:width] * part:
+                    continue
+            if 0 in kernels.refcounts_unpack(block, self.order, entry, part):
+                raise self.image.corrupt("A cluster in use has the refcount 0 (refcount block: %s)" % c_hex(index), fatal=False)
+        self.add(first, count, 1)
+
+    def values(self, first: int, count: int) -> array[int]:
+        """The refcounts of a run of clusters, as native numbers."""
+        found = array("Q")
+        for index, entry, part in self._parts(first, count):
+            offset = self.block_offset(index)
+            found.extend(kernels.refcounts_unpack(self.cache.get(offset), self.order, entry, part) if offset else array("Q", bytes(8 * part)))
+        return found
 
     # -- allocating ----------------------------------------------------------------------------------------------
 
@@ -170,13 +220,21 @@ class Refcounts:
         """Take `count` free clusters that follow one another; returns the first. They have refcount 1."""
         if count == 1:
             return self.allocate(1)[0]
+        at = self._find_hole(count)
+        if at < 0:
+            return self.take_tail(count)
+        first = self._holes[at][0]
+        self.image.overlap.check(first * self.cluster_size, count * self.cluster_size)
+        self._drop_from_hole(at, count)
+        self._set_one(first, count)
+        return first
+
+    def _find_hole(self, count: int) -> int:
+        """The index of the first known hole that has room for `count` clusters, -1 for none; its refcount blocks exist."""
         for at, (first, room) in enumerate(self._holes):
-            if room >= count and all(self.block_offset(index) for index, _entry, _part in self._parts(first, count)):
-                self.image.overlap.check(first * self.cluster_size, count * self.cluster_size)
-                self._drop_from_hole(at, count)
-                self._set_one(first, count)
-                return first
-        return self.take_tail(count)
+            if room >= count > 0 and all(self.block_offset(index) for index, _entry, _part in self._parts(first, count)):
+                return at
+        return -1
 
     def _drop_from_hole(self, at: int, count: int) -> None:
         first, room = self._holes[at]
@@ -248,6 +306,13 @@ class Refcounts:
             return last + last // self.per_block + 4 <= entries * self.per_block
 
         if reaches(clusters, 0):
+            return
+        if self._moved is not None:  # the table gets a new place anyhow
+            while not reaches(clusters, clusters):
+                clusters += 1
+            if clusters * size > MAX_REFCOUNT_TABLE_SIZE:
+                raise Error("The refcount table cannot grow any further: File too large", filename=image.filename, errno=errno.EFBIG)
+            self.table.extend(array("Q", bytes(clusters * size - len(self.table) * 8)))
             return
         old_offset, old_clusters = image.header.refcount_table_offset, image.header.refcount_table_clusters
         clusters = max(clusters + 1, clusters * 3 // 2)
@@ -353,6 +418,57 @@ class Refcounts:
         """Take what follows from byte `offset` on, where that is beyond the end of what is in use."""
         self._tail = max(self._tail, -(-offset // self.cluster_size))
 
+    # -- a new set of refcounts beside the old one ------------------------------------------------------------------
+
+    def move_away(self) -> None:
+        """Give every block a new place, in memory: what follows changes copies, and the file keeps counting what it holds
+        until the header names the table that move_in writes. All changes must have been written before.
+
+        Room is taken from what is free now. What falls to 0 from here on is found free only by whoever reads the new table.
+        """
+        while self._scan < self._tail and len(self._holes) < RUNS:
+            self._look_for_holes()
+        self._scan = self._tail
+        size = self.cluster_size
+        self.image.overlap.find(0, 1)  # learns where things are while the table still says so
+        indexes = [index for index, entry in enumerate(self.table) if entry]
+        old = [self.block_offset(index) for index in indexes]
+        hole = self._find_hole(len(indexes))
+        first = self._tail if hole < 0 else self._holes[hole][0]
+        self.cache.capacity = max(self.cache.capacity, min(len(indexes), MOVING_CACHE // size))
+        self._moved = old
+        for number, index in enumerate(indexes):
+            block = bytearray(self.cache.get(old[number]))
+            self.cache.forget(old[number])
+            self.table[index] = (first + number) * size
+            self.cache.put((first + number) * size, block)
+        if hole >= 0:
+            self._drop_from_hole(hole, len(indexes))
+            self._set_one(first, len(indexes))
+        elif indexes:
+            self.take_tail(len(indexes))
+
+    def move_in(self) -> tuple[int, int]:
+        """Write the new blocks and a table that names them; returns the table's offset and its clusters.
+
+        The clusters of the old ones are free from then on, in the new count. The header must name the new table next.
+        """
+        image, size = self.image, self.cluster_size
+        header = image.header
+        offset, clusters = 0, -1
+        while clusters != len(self.table) * 8 // size:  # taking the room may make the table longer
+            if clusters > 0:
+                self.add(offset // size, clusters, -1)
+            clusters = len(self.table) * 8 // size
+            offset = self.allocate_whole(clusters) * size
+        for old in self._moved or ():
+            self.add(old // size, 1, -1)
+        self.add(header.refcount_table_offset // size, header.refcount_table_clusters, -1)
+        self.cache.write()
+        image.file.write_hosted(offset, memoryview(big_bytes(self.table)))
+        self.table_dirty.clear()
+        return offset, clusters
+
     # -- writing back --------------------------------------------------------------------------------------------
 
     def write_back(self) -> None:
@@ -369,6 +485,17 @@ class Refcounts:
             self.image.file.write_hosted(base + low * 8, memoryview(big_bytes(self.table[low:high])))
         self.table_dirty.clear()
         self.image.barrier()
+
+
+def joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending (start, count) runs, neighbours joined."""
+    found: list[tuple[int, int]] = []
+    for start, count in runs:
+        if found and sum(found[-1]) == start:
+            found[-1] = (found[-1][0], found[-1][1] + count)
+        else:
+            found.append((start, count))
+    return found
 
 
 ONES = {order: (1).to_bytes(1 << order - 3, "big") for order in range(3, 7)}  # the refcount 1, as stored

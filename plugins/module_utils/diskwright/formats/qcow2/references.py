@@ -17,7 +17,6 @@ from .header import (
     EXT_BITMAPS,
     EXT_ENCRYPTION,
     L2_RESERVED,
-    MAX_BITMAP_DIRECTORY_SIZE,
     MAX_L1_SIZE,
     MAX_SNAPSHOT_EXTRA,
     MAX_SNAPSHOT_TABLE_SIZE,
@@ -35,15 +34,9 @@ if TYPE_CHECKING:
     from .check import Check
     from .header import Header
 
-MAX_BITMAP_TABLE = 0x8000000  # entries
-MAX_BITMAP_SIZE = 0x20000000  # bytes of a bitmap
 _SNAPSHOT = struct.Struct(">QIHHIIQII")
 _SNAPSHOT_EXTRA = 16  # bytes of extra data that version 3 demands
 _SNAPSHOT_EXTRA_KNOWN = 24  # bytes of extra data whose meaning is known
-_BITMAP = struct.Struct(">QIIBBHI")
-_IN_USE = 1
-_KNOWN_FLAGS = 7
-_BITMAP_RESERVED = 0xFF000000000001FE
 _CHUNK = 64 << 10
 
 
@@ -279,54 +272,21 @@ def bitmaps_extension(header: Header) -> Optional[BitmapsExtension]:
 
 
 def read_bitmaps(check: Check) -> list[Bitmap]:
-    """Read and verify the bitmap directory and tables. Raises Corrupt in QEMU's words: no image with broken bitmaps is opened."""
-    extension = bitmaps_extension(check.header)
-    if extension is None:
+    """The bitmaps. Raises Corrupt in QEMU's words: no image with broken bitmaps is opened."""
+    from .bitmaps import open_bitmaps
+
+    if bitmaps_extension(check.header) is None:
         return []
-    if not extension.bitmap_directory_size:
-        raise _broken(check, "Requested bitmap directory size is zero")
-    if extension.bitmap_directory_size > MAX_BITMAP_DIRECTORY_SIZE:
-        raise _broken(check, "Requested bitmap directory size is too big")
-    position = extension.bitmap_directory_offset
-    end = position + extension.bitmap_directory_size
-    found: list[Bitmap] = []
-    while position < end:
-        if position + _BITMAP.size > end:
-            raise _broken(check, "Broken bitmap directory")
-        fields = _BITMAP.unpack(check.read(position, _BITMAP.size))
-        size = _BITMAP.size + fields[6] + fields[5] + 7 & ~7
-        if position + size > end:
-            raise _broken(check, "Broken bitmap directory")
-        if len(found) >= extension.nb_bitmaps:
-            raise _broken(check, "More bitmaps found than specified in header extension")
-        name = check.read(position + _BITMAP.size + fields[6], fields[5]).decode("utf-8", "surrogateescape")
-        if fields[6] or not _is_sound(check, *fields[:6]):
-            raise _broken(check, "Bitmap '%s' doesn't satisfy the constraints" % name)
-        found.append(Bitmap(name, fields[0], fields[1], bool(fields[2] & _IN_USE)))
-        position += size
-    if len(found) < extension.nb_bitmaps:
-        raise _broken(check, "Less bitmaps found than specified in header extension")
-    for bitmap in found:
-        if not bitmap.in_use:
-            for entry in _table_entries(check, bitmap):
-                if entry & _BITMAP_RESERVED or entry & OFFSET_MASK and (entry & 1 or entry & OFFSET_MASK & check.cluster_size - 1):
-                    raise _broken(check, "Could not read bitmap_table table from image for bitmap '%s': Invalid argument" % bitmap.name)
-    return found
+    try:
+        found = open_bitmaps(check.image)
+    except Corrupt as exc:
+        raise _broken(check, str(exc)) from exc
+    return [Bitmap(bitmap.name, bitmap.stored.offset, bitmap.stored.entries, bitmap.inconsistent) for bitmap in found]
 
 
 def _broken(check: Check, text: str) -> Corrupt:
     name = check.image.filename
     return Corrupt("Could not open '%s': %s" % (name, text), filename=name, errno=errno.EINVAL)
-
-
-def _is_sound(check: Check, offset: int, entries: int, flags: int, kind: int, granularity_bits: int, name_size: int) -> bool:
-    """Whether the numbers of a directory entry are inside their limits."""
-    if not offset or offset & check.cluster_size - 1 or offset >> 56 or not 0 < entries <= MAX_BITMAP_TABLE:
-        return False
-    if flags & ~_KNOWN_FLAGS or kind != 1 or not 9 <= granularity_bits <= 31 or not 0 < name_size <= 1023:
-        return False
-    size = entries * check.cluster_size
-    return size <= MAX_BITMAP_SIZE and (bool(flags & _IN_USE) or check.header.size <= size * 8 << granularity_bits)
 
 
 def _table_entries(check: Check, bitmap: Bitmap) -> Iterator[int]:

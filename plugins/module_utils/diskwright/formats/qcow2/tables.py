@@ -32,8 +32,11 @@ __all__ = ["Tables", "big_array", "big_bytes", "L2_RESERVED"]
 class Tables:
     """The active L1 table, whole and in native form, and a cache of L2 tables."""
 
-    def __init__(self, image: Qcow2) -> None:
+    def __init__(self, image: Qcow2, l1_offset: Optional[int] = None, l1_size: int = 0) -> None:
+        """The tables below the image's L1 table, or (of a snapshot) below one of `l1_size` entries at `l1_offset`."""
         header = image.header
+        if l1_offset is None:
+            l1_offset, l1_size = header.l1_table_offset, header.l1_size
         self.image = image
         self.cluster_size = header.cluster_size
         self.entry_size = header.l2_entry_size
@@ -41,7 +44,7 @@ class Tables:
         self.reach = self.cluster_size * self.entries  # guest bytes of an L2 table
         self.extended = header.extended_l2
         self.external = image.data_file is not image.file
-        self.l1 = read_entries(image.file, header.l1_table_offset, header.l1_size)
+        self.l1 = read_entries(image.file, l1_offset, l1_size)
         self.l1_dirty: set[int] = set()  # indexes
         self.cache = TableCache(image.file, self.cluster_size, self._capacity(), image.write_back)
         self.fresh: set[int] = set()  # offsets of tables that no L1 entry in the file points at yet
