@@ -613,7 +613,7 @@ compare -F nope a.qcow2 b.raw
 compare --image-opts -F raw a.qcow2 b.raw
 compare a.qcow2 b.raw
 compare -p none b.raw
-compare -p a.qcow2 b.raw
+compare -p a.qcow2 a.qcow2
 compare -p -q a.qcow2 b.raw
 compare -s a.qcow2 b.raw
 compare -q -s a.qcow2 b.raw
@@ -690,7 +690,6 @@ convert -O nope a.qcow2 x
 convert -p -O nope a.qcow2 x
 convert -p none x
 convert -t bogus none x
-convert -t bogus a.qcow2 x
 convert -t bogus -O nope a.qcow2 x
 convert -t bogus -c a.qcow2 x
 convert -t bogus -n a.qcow2 x

@@ -197,7 +197,7 @@ def main(args: Sequence[str], ui: UI) -> int:
             source_cache=source_cache,
             snapshot=given.get("snapshot"),
             force_share="force_share" in given,
-            target_format=given.get("target_format", "raw"),
+            target_format=given.get("target_format"),
             target_image_opts="target_image_opts" in given,
             target_cache=given.get("target_cache", "unsafe"),
             options=options,
@@ -251,7 +251,7 @@ def convert(
     source_cache: str = "writeback",
     snapshot: Optional[str] = None,
     force_share: bool = False,
-    target_format: str = "raw",
+    target_format: Optional[str] = None,
     target_image_opts: bool = False,
     target_cache: str = "unsafe",
     options: Optional[str] = None,
@@ -274,7 +274,7 @@ def convert(
     progress: Optional[Callable[[int, int], None]] = None,
     warn: Optional[Callable[[str], None]] = None,
 ) -> None:
-    """Copy the images `sources`, one after the other, to the image `target`.
+    """Copy the images `sources`, one after the other, to the image `target`, which is raw if `target_format` is not given.
 
     `options` are the target format's, "k=v,k2=v2" in QEMU's grammar. `sparse_size` is in bytes, 0 writes everything, None
     is the default of 4096. `rate` is in bytes a second. With `atomic` the target is written beside its name and renamed when
@@ -283,8 +283,6 @@ def convert(
     """
     import os
 
-    if len(sources) > 1 and backing is not None:
-        raise OptionError(CHAINED)
     graph = Graph(policy, objects)
     # nobody may write the sources meanwhile, unless the user says that it is all right
     shared = ALL if force_share else ALL & ~(WRITE | RESIZE)
@@ -308,6 +306,10 @@ def convert(
             for name in sources:
                 nodes.append(graph.open("/dev/stdin" if name == "-" else name, format, flags, image_opts))
         _check_sources(nodes, len(sources), format, snapshot, bitmaps)
+        if len(sources) > 1 and backing is not None:
+            raise OptionError(CHAINED)
+        spec.check_one_image_form(target_image_opts, target_format)
+        target_format = target_format or "raw"
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
         if outlet is not None:
