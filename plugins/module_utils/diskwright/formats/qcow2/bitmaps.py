@@ -15,6 +15,7 @@ from ...cache import read_padded
 from ...errors import Corrupt, Error
 from ...ondisk import Struct
 from .header import BITMAPS, EXT_BITMAPS, MAX_BITMAP_DIRECTORY_SIZE, MAX_BITMAPS, OFFSET_MASK, BitmapsExtension
+from .overlap import BITMAP_DIRECTORY
 from .tables import big_bytes, read_entries
 
 TYPE_CHECKING = False
@@ -131,7 +132,7 @@ def read_directory(image: Qcow2, found: BitmapsExtension) -> list[tuple[BitmapEn
 
 def _is_sound(image: Qcow2, entry: BitmapEntry) -> bool:
     offset, count = entry.bitmap_table_offset, entry.bitmap_table_size
-    if not offset or offset & image.cluster_size - 1 or offset >> 56 or not 0 < count <= MAX_TABLE:
+    if not offset or offset & image.cluster_size - 1 or offset >> 63 or not 0 < count <= MAX_TABLE:
         return False
     if entry.flags & ~KNOWN_FLAGS or entry.type != 1 or not MIN_GRANULARITY_BITS <= entry.granularity_bits <= MAX_GRANULARITY_BITS:
         return False
@@ -211,8 +212,14 @@ def mark_in_use(image: Qcow2, bitmaps: BitmapSet, mark: int = IN_USE) -> None:
     are what they were."""
     found = extension(image.header)
     if found is not None and not all(bitmap.inconsistent for bitmap in bitmaps):
-        image.file.write_hosted(found.bitmap_directory_offset, memoryview(_directory(bitmaps, mark)))
+        _write(image, found.bitmap_directory_offset, _directory(bitmaps, mark))
         image.barrier()
+
+
+def _write(image: Qcow2, offset: int, data: bytes) -> None:
+    """Write what belongs to bitmaps at a place that the image may have named. Raises Corrupt where something else is."""
+    image.overlap.check(offset, len(data), BITMAP_DIRECTORY, "bitmap")
+    image.file.write_hosted(offset, memoryview(data))
 
 
 def store(image: Qcow2, bitmaps: BitmapSet) -> None:
@@ -246,10 +253,10 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
         refcounts.write_back()
         image.barrier()
         for place, data in writes:
-            image.file.write_hosted(place, memoryview(data))
+            _write(image, place, data)
         image.barrier()
         if directory:
-            image.file.write_hosted(offset, memoryview(directory))
+            _write(image, offset, directory)
             image.barrier()
         if not same:
             _name(image, BitmapsExtension(nb_bitmaps=len(bitmaps.all), bitmap_directory_size=len(directory), bitmap_directory_offset=offset))
