@@ -23,9 +23,13 @@ from diskwright.commands.ui import UI
 
 # The spellings that qemu-img 10.0.2 takes, as Debian builds it; a colon marks those that need an argument.
 QEMU_IMG = {
+    "amend": "-h --help -o: --options: -f: --format: -t: --cache: -p --progress -q --quiet --object: --image-opts --force",
+    "bench": "-h --help -c: --count: -d: --depth: -f: --format: -n --native -i: --aio: -o: --offset: -q -s: --buffer-size: -S: --step-size: "
+    "-t: --cache: -w --write --flush-interval: --pattern: --no-drain --image-opts -U --force-share",
     "bitmap": "-h --help -b: --source-file: -F: --source-format: -f: -g: --granularity: --add --remove --clear --enable --disable --merge: "
     "--object: --image-opts",
     "check": "-h --help -q --quiet -f: --format: -T: --cache: -r: --repair: --output: --object: --image-opts -U --force-share",
+    "commit": "-h --help -f: --format: -t: --cache: -b: --base: -d --drop -p --progress -q --quiet -r: --rate: --object: --image-opts",
     "compare": "-h --help -q --quiet --object: -T: --cache: --image-opts -f: --a-format: --left-format: -F: --b-format: --right-format: "
     "-U --force-share -s --strict -p --progress",
     "convert": "-h --help -q --quiet --object: --image-opts --source-image-opts -f: --source-format: -T: --source-cache: -l: --snapshot: "
@@ -38,12 +42,17 @@ QEMU_IMG = {
     "map": "-h --help -f: --format: --output: --object: --image-opts -U --force-share -s: --start-offset: -l: --max-length:",
     "measure": "-h --help -O: --target-format: -f: --format: --image-opts -o: --options: -l: --snapshot: --object: --output: --size: "
     "-U --force-share",
+    "rebase": "-h --help -f: --format: -F: --backing-format: -b: --backing: -u --backing-unsafe -p --progress -q --quiet -t: --cache: "
+    "-T: --backing-cache: -c --compress --object: --image-opts -U --force-share",
     "resize": "-h --help -q --quiet --object: -f: --format: --image-opts --preallocation: --shrink",
     "snapshot": "-h --help -q --quiet --object: -f: --format: --image-opts -U --force-share -l --list -a: -c: -d:",
 }
 
 # Those that only other dialects have, or that qemu-img's help promises and its parser refuses.
 OTHERS = {
+    "bench": "--quiet",
+    "commit": "--rate-limit:",
+    "rebase": "-B:",
     "bitmap": "--format:",
     "compare": "",
     "convert": "--progress --compress --no-create --target-format: --target-options: --target-cache: --source-snapshot: -b: --format: "
@@ -68,6 +77,14 @@ VALUES = {
 def value_of(command: str, name: str) -> str:
     if command == "check" and name == "-r":
         return "leaks"
+    if command == "bench" and name in ("-c", "--count", "-d", "--depth", "--pattern", "--flush-interval"):
+        return "70"
+    if command == "bench" and name in ("-o", "--offset", "--buffer-size", "-S", "--step-size"):
+        return "4k"
+    if command == "bench" and name in ("-i", "--aio"):
+        return "threads"
+    if command == "amend" and name in ("-o", "--options"):
+        return "size=1M"
     if command == "map" and name == "-l":
         return "1"
     return VALUES.get(name, "raw")

@@ -1,8 +1,11 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
 
+from .commands.amend import amend as amend
+from .commands.bench import bench as bench
 from .commands.bitmap import bitmap as bitmap
 from .commands.check import check as check
+from .commands.commit import commit as commit
 from .commands.compare import compare as compare
 from .commands.convert import convert as convert
 from .commands.create import create as create
@@ -10,6 +13,7 @@ from .commands.dd import dd as dd
 from .commands.info import info as info
 from .commands.map import map_image as map
 from .commands.measure import measure as measure
+from .commands.rebase import rebase as rebase
 from .commands.resize import resize as resize
 from .commands.snapshot import snapshot as snapshot
 from .errors import Corrupt as Corrupt

@@ -30,7 +30,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("bitmap", "check", "convert", "create", "dd", "resize", "snapshot")
+INTERRUPTIBLE = ("amend", "bench", "bitmap", "check", "commit", "convert", "create", "dd", "rebase", "resize", "snapshot")
 
 
 class Stopped(BaseException):
@@ -100,10 +100,16 @@ def load(command: str) -> Any:
     module: ModuleType
     if command == "info":
         from .commands import info as module
+    elif command == "amend":
+        from .commands import amend as module
+    elif command == "bench":
+        from .commands import bench as module
     elif command == "bitmap":
         from .commands import bitmap as module
     elif command == "check":
         from .commands import check as module
+    elif command == "commit":
+        from .commands import commit as module
     elif command == "compare":
         from .commands import compare as module
     elif command == "convert":
@@ -116,6 +122,8 @@ def load(command: str) -> Any:
         from .commands import map as module
     elif command == "measure":
         from .commands import measure as module
+    elif command == "rebase":
+        from .commands import rebase as module
     elif command == "resize":
         from .commands import resize as module
     elif command == "snapshot":

@@ -260,7 +260,7 @@ class Graph:
         except Denied:
             raise
         except Error as exc:
-            raise prefixed("Could not open %s file: " % reference.role, exc, node.filename) from exc
+            raise prefixed("Could not open backing file: " if reference.role == "backing" else "", exc, node.filename) from exc
         except OSError as exc:
             raise Error(
                 "Could not open %s file: Could not open '%s': %s" % (reference.role, resolved, exc.strerror or exc),

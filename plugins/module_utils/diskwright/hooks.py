@@ -14,7 +14,7 @@ from .errors import Error, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Iterable, Optional, Sequence
+    from typing import Any, Callable, ClassVar, Iterable, Mapping, Optional, Sequence
 
     from .bitmaps import BitmapSet
     from .tally import CheckResult
@@ -236,6 +236,13 @@ class Hooks:
         """Make the image name another backing file, in one step that a crash does not tear apart."""
         raise Unsupported("%s: the %s format has no backing file that could be changed" % (self.filename, self.driver), filename=self.filename)
 
+    def _make_empty(self) -> None:
+        """Give up all that this layer holds, in steps that a crash does not tear apart."""
+        raise Unsupported("%s: the %s format cannot be emptied" % (self.filename, self.driver), filename=self.filename, errno=errno.ENOTSUP)
+
+    def _changed_flags(self, old: OpenFlags) -> None:
+        """The node and its own children have other flags than `old` now."""
+
     def _trim(self, end: int) -> None:
         """After a padded write that should have ended at `end`: cut what the padding added to the node."""
 
@@ -271,8 +278,9 @@ class Hooks:
     def _check(self, repair: str) -> CheckResult:
         raise Unsupported("This image format does not support checks", filename=self.filename, errno=errno.ENOTSUP)
 
-    def _amend(self, options: Any, force: bool) -> None:
-        """Change what `options`, an `amend_options` record, says; with `force` even if data gets lost by it."""
+    def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
+        """Change what `options`, an `amend_options` record, says; with `force` even if data gets lost by it. `progress` is told
+        (steps done, in all)."""
         raise Unsupported("Format driver '%s' does not support option amendment" % self.driver, filename=self.filename, errno=errno.ENOTSUP)
 
     def references(self) -> list[Reference]:
@@ -335,6 +343,16 @@ class Hooks:
     def create(cls, file: Node, options: Any) -> None:
         """Write a new, empty image into `file` (opened for writing, of length 0); `options` is a `create_options` record."""
         raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)
+
+    @classmethod
+    def creation_files(cls, options: Any) -> dict[str, str]:
+        """Paths of the further files that an image made with `options` consists of, by the role of the child."""
+        return {}
+
+    @classmethod
+    def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
+        """`create` for an image of several files: `children` are open for writing, and empty."""
+        cls.create(children["file"], options)
 
     @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:

@@ -41,7 +41,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Iterable, Iterator, Optional, Sequence, Union
+    from typing import Any, Callable, ClassVar, Iterable, Iterator, Optional, Sequence, Union
 
     from typing_extensions import Self
 
@@ -454,8 +454,23 @@ class Node(Hooks):
             raise failure
 
     def change_flags(self, flags: OpenFlags) -> None:
-        """Take the flags of the parent that turned out to need this node, before anything was done with it."""
-        self.flags = flags
+        """Go on under other flags, the node's own children (but for the backing node) too. Raises Locked or Error where that
+        cannot be; nothing is changed then."""
+        old = self.flags
+        changed: list[Node] = []
+        try:
+            for role, child in self.children.items():
+                if role != "backing":
+                    child.change_flags(self.child_flags(role, flags))
+                    changed.append(child)
+            self.flags = flags
+            self._changed_flags(old)
+        except BaseException:
+            self.flags = old
+            for role, child in self.children.items():
+                if child in changed:
+                    child.change_flags(self.child_flags(role, old))
+            raise
 
     def attach(self, role: str, child: Node) -> None:
         """Take a child that a Reference named; for graph.py."""
@@ -488,14 +503,14 @@ class Node(Hooks):
             raise Error("Device is not readonly", filename=self.filename, errno=errno.EINVAL)
         self._load_snapshot(id, name)
 
-    def amend(self, options: Any, force: bool = False) -> None:
+    def amend(self, options: Any, force: bool = False, progress: Optional[Callable[[int, int], None]] = None) -> None:
         """Change options of the image, as an `amend_options` record says; `force` allows what loses data.
 
         Raises ReadOnly, Unsupported where the format cannot, OptionError, Error.
         """
         if self.read_only:
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
-        self._amend(options, force)
+        self._amend(options, force, progress)
 
     def layers(self) -> Iterator[Node]:
         """This node and its backing chain, top first."""
@@ -536,6 +551,12 @@ class Format(Node):
         if self.read_only:
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
         self._change_backing(name, format)
+
+    def make_empty(self) -> None:
+        """Give up all that this layer holds: it reads as its backing node then. Raises ReadOnly, Unsupported."""
+        if self.read_only:
+            raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
+        self._make_empty()
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:

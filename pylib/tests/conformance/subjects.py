@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -68,6 +69,9 @@ SUBJECTS = [
     Subject("qcow2-metadata", "qcow2", {"preallocation": "metadata", "cluster_size": 4 * K}),
     Subject("qcow2-full", "qcow2", {"preallocation": "full", "cluster_size": 16 * K}),
     Subject("qcow2-direct", "qcow2", {"cluster_size": 512}, flags={"direct": True}),
+    Subject("qcow2-data", "qcow2", {"data_file": "data", "cluster_size": 4 * K}),
+    Subject("qcow2-data-raw", "qcow2", {"data_file": "data", "data_file_raw": True, "cluster_size": 4 * K}),
+    Subject("qcow2-data-shorter", "qcow2", {"data_file": "data", "cluster_size": 4 * K}, backing="shorter"),
     *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
     *(Subject("qcow2-v3-" + backing, "qcow2", {**V3, "cluster_size": 16 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
 ]
@@ -96,8 +100,16 @@ class Image:
         File.create_file(str(self.path), File.create_options.from_mapping({"size": file_size, **extra}), OpenFlags())
         if subject.is_fixed():
             self.path.write_bytes(b"\xee" * file_size)  # what is around the window shall stay
-        with Graph().open(str(self.path), "file", OpenFlags(writable=True, resize=True)) as file:
-            subject.format.create(file, subject.format.create_options.from_mapping(options))
+        if "data_file" in options:
+            options["data_file"] = str(directory / options["data_file"])
+        record = subject.format.create_options.from_mapping(options)
+        writable = OpenFlags(writable=True, resize=True)
+        with ExitStack() as stack:
+            children = {"file": stack.enter_context(Graph().open(str(self.path), "file", writable))}
+            for role, name in subject.format.creation_files(record).items():
+                Path(name).write_bytes(b"")
+                children[role] = stack.enter_context(Graph().open(name, "raw", writable))
+            subject.format.create_over(children, record)
         self.new = self.below(subject.size) if not subject.is_fixed() else b"\xee" * subject.size
 
     def below(self, size: int) -> bytes:

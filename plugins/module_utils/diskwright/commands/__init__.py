@@ -10,8 +10,11 @@ from __future__ import annotations
 
 # name: what it does, in the order of the global help
 SUMMARIES = {
+    "amend": "change options that an image was made with",
+    "bench": "time requests to an image",
     "bitmap": "change the persistent dirty bitmaps of an image",
     "check": "look for inconsistencies in an image, and repair them",
+    "commit": "write an overlay into its backing file",
     "compare": "tell whether two images hold the same data",
     "convert": "copy images to a new image of any format",
     "create": "make a new, empty image",
@@ -19,6 +22,7 @@ SUMMARIES = {
     "info": "show what an image is",
     "map": "show where the data of an image is stored",
     "measure": "compute how large an image file would be",
+    "rebase": "give an image another backing file",
     "resize": "change the size of an image",
     "snapshot": "list, make, apply or delete internal snapshots",
 }

@@ -208,12 +208,26 @@ def write_image(filename: str, own: type[Node], protocol: type[Node], own_option
         if own.leaf:
             return
         made = True
-        with Graph().open_spec(described, flags) as file:
-            own.create(file, own_options)
+        _write_files(described, own, own_options, flags)
     except BaseException:
         if made:
             _remove(path)
         raise
+
+
+def _write_files(described: Any, own: type[Node], own_options: Any, flags: OpenFlags) -> None:
+    """Write the image into the file that `described` opens, and into those that its options name, which are made anew."""
+    from contextlib import ExitStack
+
+    from ..protocols.file import File
+
+    graph = Graph()
+    with ExitStack() as stack:
+        children = {"file": stack.enter_context(graph.open_spec(described, flags))}
+        for role, name in own.creation_files(own_options).items():
+            File.create_file(name, File.create_options.from_mapping({}), flags)
+            children[role] = stack.enter_context(graph.open_spec({"driver": "raw", "file": {"driver": "file", "filename": name}}, flags))
+        own.create_over(children, own_options)
 
 
 def _remove(path: str) -> None:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .ui import UI
 
 EXAMPLES = {
+    "amend": (
+        ("the version that old programs read", "-o compat=0.10 disk.qcow2"),
+        ("which options qcow2 has", "-f qcow2 -o help"),
+    ),
+    "bench": (("10000 reads of 64 KiB each", "-c 10000 -s 64k disk.qcow2"),),
     "bitmap": (
         ("record what is written from now on", "--add disk.qcow2 since-backup"),
         ("begin again", "--clear disk.qcow2 since-backup"),
@@ -27,6 +32,7 @@ EXAMPLES = {
         ("look, and say it in JSON", "--output json disk.qcow2"),
         ("repair what can be repaired", "-r all disk.qcow2"),
     ),
+    "commit": (("an overlay into its backing file", "overlay.qcow2"),),
     "compare": (("a copy against its original, with progress", "-p disk.raw disk.qcow2"),),
     "convert": (
         ("raw to qcow2, with progress", "-p -O qcow2 disk.raw disk.qcow2"),
@@ -48,6 +54,11 @@ EXAMPLES = {
     "measure": (
         ("a new image of 10 GiB", "-O qcow2 --size 10G"),
         ("what converting disk.raw would take", "-O qcow2 disk.raw"),
+    ),
+    "rebase": (
+        ("onto another backing file", "-b base2.qcow2 -F qcow2 overlay.qcow2"),
+        ("hold all data itself", '-b "" overlay.qcow2'),
+        ("the backing file was moved", "-u -b /new/base.qcow2 -F qcow2 overlay.qcow2"),
     ),
     "resize": (
         ("5 GiB more", "disk.qcow2 +5G"),

@@ -296,6 +296,15 @@ CACHE = Option(
 )
 
 
+WRITE_CACHE = Option(
+    "-t --cache",
+    VALUE,
+    "CACHE",
+    key="cache",
+    help="cache mode: none, writeback (default), writethrough, directsync\nor unsafe",
+)
+
+
 def progress_option(names: str = "", extra: str = "") -> Option:
     """--progress, which qemu-img has in some dialects of some commands only."""
     text = "show progress as plain (what -p prints where there is no terminal),\nbar, json (one object a line on standard error) or none"

@@ -89,14 +89,14 @@ def pieces(runs: Iterable[Run], unit: int, chunk: int, end: int) -> Iterator[Pie
     """Runs as pieces of at most `chunk` bytes with data in them, and of any length that are zero; ascending.
 
     Data is aligned out to `unit` (of which `chunk` is a multiple), but not beyond `end`, so that whoever writes it never
-    has to read what is around it. Runs of status 0 are left out; they must be whole units.
+    has to read what is around it. Runs of status 0 are left out, and no data is aligned out over them.
     """
     cursor = 0  # what is before it has been yielded
     first = limit = stop = 0  # the piece in hand begins at first, its data ends at stop, it may grow to limit
     reads: list[Read] = []
     for offset, length, status, host, host_offset in runs:
         if host is None or not status & DATA:
-            whole = min(-(-stop // unit) * unit, end)
+            whole = min(-(-stop // unit) * unit, end if status & ZERO else offset)
             if reads and (not status & ZERO or offset + length >= min(limit, end) or offset + length - whole >= NEARBY):
                 yield first, whole - first, reads
                 cursor, reads = whole, []

@@ -13,11 +13,13 @@ from .pieces import CHUNK, Loader, clear, failure, layer_runs, pieces, source_ru
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional, Sequence
+    from typing import Callable, Iterator, Optional, Sequence
 
     from ..node import Alloc, Node
     from .crew import Turn
     from .pieces import Piece, Read
+
+    Span = tuple[int, int]  # offset in the buffer, length
 
 SECTOR = 512
 SPARSE_SIZE = 4096  # bytes; runs of zeroes as long as this are not written
@@ -123,17 +125,21 @@ class Transfer:
         self._grain = -(-max(self.sparse_size, 1) // self.unit) * self.unit
         self._chunk = RANGE_CHUNK if self.copy_range else -(-max(CHUNK, self._grain) // self.unit) * self.unit
         threads = max(1, min(threads, BUFFERS // self._chunk))
-        if self.own and self.unit > 1:
-            runs = layer_runs(sources, offset, self.size, self.unit)
-        else:
-            runs = source_runs(sources, offset, self.size, self.own)
-        work = pieces(runs, self.unit, self._chunk, self.size)
-        self._crew = Crew(filter(_has_data, work) if self.skip_zeroes else work)
+        self._crew = Crew(self._work(sources, offset))
         if self.progress is not None:
             self.progress(0, self.size)
         self._crew.run(self._member, threads)
         if self.progress is not None:
             self.progress(self.size, self.size)
+
+    def _work(self, sources: Sequence[Node], offset: int) -> Iterator[Piece]:
+        """The pieces to be brought over, ascending."""
+        if self.own and self.unit > 1:
+            runs = layer_runs(sources, offset, self.size, self.unit)
+        else:
+            runs = source_runs(sources, offset, self.size, self.own)
+        work = pieces(runs, self.unit, self._chunk, self.size)
+        return filter(_has_data, work) if self.skip_zeroes else work
 
     def _member(self) -> None:
         """What each thread does."""
@@ -176,10 +182,7 @@ class Transfer:
             if not self.salvage:
                 raise failure("error while reading at byte", offset + self._loader.culprit(reads, buffer), exc) from exc
             self._salvage(offset, reads, buffer, length)
-        if self.sparse_size:
-            runs = self._nonzero_runs(buffer, 0, length, self._grain)
-        else:
-            runs = [(0, length)]
+        runs, zeroes = self._select(offset, length, buffer)
         if self.rate:
             self._hold_back(sum(run[1] for run in runs))
         encoded = [self.target.encode(buffer[at : at + count]) for at, count in self._units(runs)] if self.compress else []
@@ -194,11 +197,15 @@ class Transfer:
             else:
                 position = runs[0][0] if runs else 0
                 self._write(offset, length, runs, buffer, turn)
-            if not self.skip_zeroes:
-                for position, count in _rest(runs, length):
-                    self.target.pwrite_zeroes(offset + position, count, True)
+            for position, count in zeroes:
+                self.target.pwrite_zeroes(offset + position, count, True)
         except (Error, OSError) as exc:
             raise failure("error while writing at byte", offset + position, exc) from exc
+
+    def _select(self, offset: int, length: int, buffer: memoryview) -> tuple[list[Span], list[Span]]:
+        """What of a piece that is loaded is written as data, and what as zeroes: runs of the buffer."""
+        runs = self._nonzero_runs(buffer, 0, length, self._grain) if self.sparse_size else [(0, length)]
+        return runs, [] if self.skip_zeroes else rest(runs, 0, length)
 
     def _units(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Runs cut into allocation units: (offset in the buffer, length)."""
@@ -344,14 +351,13 @@ def _has_data(piece: Piece) -> bool:
     return bool(piece[2])
 
 
-def _rest(runs: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """What `runs` leave out of 0 .. length."""
+def rest(runs: Sequence[Span], position: int, end: int) -> list[Span]:
+    """What `runs` leave out of position .. end."""
     gaps = []
-    position = 0
     for at, count in runs:
         if at > position:
             gaps.append((position, at - position))
         position = at + count
-    if position < length:
-        gaps.append((position, length - position))
+    if position < end:
+        gaps.append((position, end - position))
     return gaps

@@ -20,7 +20,7 @@ from ..options import Options, SecretRef, Size, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Optional
+    from typing import Any, Callable, Iterable, Optional
 
     from ..crypto.ciphers import SectorCipher
     from ..node import Node
@@ -151,7 +151,7 @@ class Luks(Format):
     def format_specific(self) -> Optional[dict[str, Any]]:
         return self.volume.describe()
 
-    def _amend(self, options: Any, force: bool) -> None:
+    def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
         from ..crypto.keyslots import amend
 
         amend(self.volume, options, force, self._read_header, self._write_header, self._holder.flush)

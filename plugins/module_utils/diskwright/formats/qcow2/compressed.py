@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ...cache import read_padded
 from ...compression import deflate, inflate, zstd_compress, zstd_decompress
-from ...errors import Corrupt, Error
+from ...errors import Corrupt, Error, Unsupported
 from ...kernels import contract as kinds
 from ...node import fill_zeroes
 from .header import COMPRESSED, ZSTD
@@ -87,6 +87,8 @@ def write_encoded(image: Qcow2, offset: int, view: memoryview, stored: bytes) ->
     size = image.cluster_size
     if offset % size or len(view) != size and (len(view) > size or offset + len(view) != image.size):
         raise Error("compressed writes need whole clusters", filename=image.filename, offset=offset, errno=22)
+    if image.tables.external:
+        raise Unsupported("compressed clusters cannot be in an external data file", filename=image.filename, errno=95)
     if len(stored) >= size:
         image.pwrite(offset, view)
         return

@@ -15,6 +15,8 @@ from .resize import PREALLOCATION, grow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Mapping
+
     from ...node import Node
     from .image import Qcow2
     from .options import Qcow2CreateOptions
@@ -23,9 +25,10 @@ VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 FEATURE_NAMES_ABOVE = 4096  # bytes; smaller clusters have no room for the table
 
 
-def create(cls: type[Qcow2], file: Node, options: Qcow2CreateOptions) -> None:
-    """Write an empty image into the empty `file`: the smallest that can be, which then grows. Raises Error in QEMU's words."""
+def create(cls: type[Qcow2], children: Mapping[str, Node], options: Qcow2CreateOptions) -> None:
+    """Write an empty image into the empty child `file`: the smallest that can be, which then grows. Raises Error in QEMU's words."""
     header = plan_header(options)
+    file, data_file = children["file"], children.get("data-file")
     size = header.cluster_size
     header.size = 0
     header.refcount_table_offset, header.refcount_table_clusters = size, 1
@@ -34,9 +37,11 @@ def create(cls: type[Qcow2], file: Node, options: Qcow2CreateOptions) -> None:
     block[: len(used)] = used
     backing, header.backing_file = header.backing_file, None
     file.write_hosted(0, memoryview(header.pack().ljust(size, b"\0") + (2 * size).to_bytes(8, "big").ljust(size, b"\0") + block))
-    image = cls(Qcow2Options.from_mapping({"file": file}), OpenFlags(writable=True, resize=True))
+    image = cls(Qcow2Options.from_mapping(dict(children)), OpenFlags(writable=True, resize=True))
     image.ordered = False
-    grow(image, options.size, options.preallocation)
+    grow(image, options.size, "metadata" if options.data_file_raw and options.preallocation == "off" else options.preallocation)
+    if data_file is not None:
+        data_file.truncate(image.size)
     image.write_back()
     if backing is not None:
         image.header.backing_file = backing
@@ -61,6 +66,10 @@ def plan_header(options: Qcow2CreateOptions) -> layout.Header:
         header.incompatible_features |= layout.EXTENDED_L2
     if options.backing_file is not None:
         _set_backing(header, options)
+    if options.data_file is not None:
+        header.incompatible_features |= layout.DATA_FILE
+        header.autoclear_features |= layout.RAW_DATA_FILE if options.data_file_raw else 0
+        header.set_extension(layout.EXT_DATA_FILE, os.fsencode(options.data_file))
     if layout.l1_entries(header, options.size) * 8 > layout.MAX_L1_SIZE:
         raise Error("The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=27)
     return header
@@ -146,7 +155,6 @@ def check_combination(options: Qcow2CreateOptions, version: int, measuring: bool
 def _refuse_unsupported(options: Qcow2CreateOptions) -> None:
     for wanted, what in (
         (options.encryption or options.encrypt_format, "encryption"),
-        (options.data_file is not None, "an external data file"),
         (options.extended_l2, "extended L2 entries"),
     ):
         if wanted:

@@ -8,7 +8,7 @@ from ... import kernels
 from ...extent import ZERO as STATUS_ZERO
 from ...kernels import contract as kinds
 from .header import COPIED, ZERO
-from .write import free_entries, table_parts, trim_freed
+from .write import free_entries, set_entries, table_parts, trim_freed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
     start, end = _covered(image, offset, length)
     if start >= end or image.header.version < 3 and image.backing_filename is not None:
         return offset, 0
+    if image.is_raw_external:
+        if start < offset or end > offset + length:
+            return offset, 0
+        _zero_data_file(image, start, end, unmap)
+        unmap = False
     with image._lock:
         if image.header.version < 3:
             _change(image, start, end, EMPTY_ENTRY, False)
@@ -64,15 +69,36 @@ def discard(image: Qcow2, offset: int, length: int) -> None:
     backed = image.backing_filename is not None
     if start >= end or image.header.version < 3 and backed:
         return
+    if image.is_raw_external:
+        _zero_data_file(image, start, end, True)
     with image._lock:
-        if image.options.discard_no_unref:
+        if image.options.discard_no_unref or image.is_raw_external:
             _zero_parts(image, start, end, False, absent=backed)
-            if passes_request(image):
+            if passes_request(image) and not image.is_raw_external:
                 _punch_kept(image, start, end)
         else:
             _change(image, start, end, ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY, backed)
             image.refcounts.discard_freed = image.refcounts.discard_freed or passes_request(image)
         trim_freed(image)
+    if image.tables.external and not image.is_raw_external and passes_request(image):
+        image.flush()
+        image.data_file.pdiscard(start, min(end, image.size) - start)
+
+
+def forget_zeroes(image: Qcow2, start: int, end: int) -> None:
+    """Make the zero clusters of a range, of an image without a backing file, unallocated ones."""
+    with image._lock:
+        for _position, l2_offset, first, count in table_parts(image, start, end, create=False):
+            if l2_offset:
+                set_entries(image, l2_offset, first, EMPTY_ENTRY * count)
+        trim_freed(image)
+
+
+def _zero_data_file(image: Qcow2, start: int, end: int, unmap: bool) -> None:
+    """A raw data file has zeroes where the tables say so."""
+    end = min(end, image.size)
+    if end > start:
+        image.data_file.pwrite_zeroes(start, end - start, unmap)
 
 
 def passes_request(image: Qcow2) -> bool:
@@ -116,7 +142,7 @@ def _zero_parts(image: Qcow2, start: int, end: int, unmap: bool, absent: bool = 
             continue
         table = image.tables.cache.get(l2_offset)
         old = table[first * 8 : (first + count) * 8]
-        for index, run, kind, value in kernels.l2_runs(old, 0, count, size, False, count):
+        for index, run, kind, value in kernels.l2_runs(old, 0, count, size, image.tables.external, count):
             place = (first + index) * 8
             plain = kind & 7
             if plain == kinds.UNALLOCATED and not absent or plain == kinds.ZERO_PLAIN:
@@ -139,6 +165,6 @@ def _punch_kept(image: Qcow2, start: int, end: int) -> None:
     write_back(image)
     image.file.flush()
     for extent in list(image.tables.map(start, end - start)):
-        if extent.host is image.file and extent.status & STATUS_ZERO:
+        if extent.host is image.data_file and extent.status & STATUS_ZERO:
             low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
-            image.file.pdiscard(extent.host_offset + low - extent.offset, high - low)
+            image.data_file.pdiscard(extent.host_offset + low - extent.offset, high - low)

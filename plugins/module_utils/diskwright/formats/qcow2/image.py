@@ -11,11 +11,11 @@ from ...errors import Corrupt, Error, ReadOnly, Unsupported
 from ...node import Format, OpenFlags, Reference
 from . import header as layout
 from .header import name_text, read_header
-from .options import Qcow2CreateOptions, Qcow2Options, check_options
+from .options import Qcow2AmendOptions, Qcow2CreateOptions, Qcow2Options, check_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Optional, Sequence, Union
+    from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
     from ...bitmaps import BitmapSet
     from ...tally import CheckResult
@@ -35,6 +35,7 @@ class Qcow2(Format):
     driver = "qcow2"
     options_class = Qcow2Options
     create_options = Qcow2CreateOptions
+    amend_options = Qcow2AmendOptions
     supports_backing = True
     supports_compression = True
     creatable = True
@@ -82,6 +83,11 @@ class Qcow2(Format):
         if header.incompatible_features & layout.DATA_FILE and not self.references() and "data-file" not in self.children:
             raise Error("'data-file' is required for this image", errno=22)
 
+    def _changed_flags(self, old: OpenFlags) -> None:
+        if self.flags.writable and not old.writable:
+            self.forget_metadata()
+            self._open_for_writing()
+
     def _open_for_writing(self) -> None:
         """The header's say in whether and how the image may be written."""
         header, flags = self.header, self.flags
@@ -89,7 +95,7 @@ class Qcow2(Format):
         if not flags.check:
             if incompatible & layout.CORRUPT:
                 raise ReadOnly("qcow2: Image is corrupt; cannot be opened read/write", errno=EACCES)
-            for bit, name in ((layout.DATA_FILE, "an external data file"), (layout.EXTENDED_L2, "extended L2 entries")):
+            for bit, name in ((layout.EXTENDED_L2, "extended L2 entries"),):
                 if incompatible & bit:
                     raise Unsupported("qcow2: writing images with %s is not supported" % name, errno=ENOTSUP)
         if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
@@ -154,6 +160,11 @@ class Qcow2(Format):
                     self._overlap = Overlap(self)
         return self._overlap
 
+    @property
+    def is_raw_external(self) -> bool:
+        """Whether the data file is to stay valid as a raw image."""
+        return bool(self.header.autoclear_features & layout.RAW_DATA_FILE and self.header.incompatible_features & layout.DATA_FILE)
+
     def forget_metadata(self) -> None:
         """Drop whatever was cached of the tables, unwritten changes included; for a repair that rewrote the file."""
         self._tables = self._refcounts = self._overlap = None
@@ -173,10 +184,19 @@ class Qcow2(Format):
             self.header.__dict__.update(old)
             raise
 
+    def mark_clean(self) -> None:
+        """Say in the header that all refcounts are in the file, once they are."""
+        if self.header.incompatible_features & layout.DIRTY:
+            self.flush()
+            self.change_record(incompatible_features=self.header.incompatible_features & ~layout.DIRTY)
+        self.dirty = False
+
     def barrier(self) -> None:
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
         if self.ordered:
             self.file.flush()
+            if self.data_file is not self.file:
+                self.data_file.flush()
 
     def update_header(self) -> None:
         """Write the whole header, with extensions and backing file name, in one piece and bring it to the disk."""
@@ -281,6 +301,16 @@ class Qcow2(Format):
         from .backing import change_backing
 
         change_backing(self, name, format)
+
+    def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
+        from .amend import amend
+
+        amend(self, options, force, progress)
+
+    def _make_empty(self) -> None:
+        from .resize import make_empty
+
+        make_empty(self)
 
     def _flush(self) -> None:
         self.write_back()
@@ -402,9 +432,17 @@ class Qcow2(Format):
 
     @classmethod
     def create(cls, file: Node, options: Any) -> None:
+        cls.create_over({"file": file}, options)
+
+    @classmethod
+    def creation_files(cls, options: Any) -> dict[str, str]:
+        return {"data-file": _plain_path(options.data_file)} if options.data_file else {}
+
+    @classmethod
+    def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
         from .create import create
 
-        create(cls, file, options)
+        create(cls, children, options)
 
     @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:

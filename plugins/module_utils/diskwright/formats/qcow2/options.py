@@ -77,6 +77,26 @@ class Qcow2CreateOptions(Options):
     refcount_bits: int = opt(16, help="Width of a reference count entry in bits")
 
 
+class Qcow2AmendOptions(Options):
+    """Options that amend can change. None of them has a default: what is not given stays."""
+
+    DASHES = False
+
+    encrypt_state: Optional[str] = opt(None, key="encrypt.state", help="State that the key slots are to have (active/inactive)")
+    encrypt_keyslot: Optional[int] = opt(None, key="encrypt.keyslot", help="The one key slot to change")
+    encrypt_old_secret: Optional[str] = opt(None, key="encrypt.old-secret", help="ID of the secret whose key slots are to be changed")
+    encrypt_new_secret: Optional[str] = opt(None, key="encrypt.new-secret", help="ID of the secret that the key slots are to have")
+    encrypt_iter_time: Optional[int] = opt(None, key="encrypt.iter-time", help="Time to spend in PBKDF in milliseconds")
+    size: Optional[Size] = opt(None, help="Virtual disk size")
+    compat: Optional[str] = opt(None, help="Compatibility level (v2 [0.10] or v3 [1.1])")
+    backing_file: Optional[str] = opt(None, help="File name of a base image")
+    backing_fmt: Optional[str] = opt(None, help="Image format of the base image")
+    data_file: Optional[str] = opt(None, help="File name of an external data file")
+    data_file_raw: Optional[bool] = opt(None, help="The external data file must stay valid as a raw image")
+    lazy_refcounts: Optional[bool] = opt(None, help="Postpone refcount updates")
+    refcount_bits: Optional[int] = opt(None, help="Width of a reference count entry in bits")
+
+
 def check_options(options: Qcow2Options, header: Header) -> None:
     """Refuse runtime options that contradict each other or the image, in QEMU's words. Raises OptionError."""
     total, l2, refcounts = options.cache_size, options.l2_cache_size, options.refcount_cache_size

@@ -38,7 +38,10 @@ def resize(image: Qcow2, size: int, preallocation: str) -> None:
                 raise OptionError("Preallocation can't be used for shrinking an image", filename=image.filename, errno=errno.EINVAL)
             _shrink(image, size)
         elif size > image.size:
-            grow(image, size, preallocation)
+            # what is written into a raw data file by others is to be seen through the image
+            grow(image, size, "metadata" if image.is_raw_external and preallocation == "off" else preallocation)
+        if image.tables.external:
+            image.data_file.truncate(size)
         image.tables.forget_preallocation()
 
 
@@ -99,6 +102,9 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
     "full" real blocks. A file that cannot grow gets zeroes instead."""
     size, file = image.cluster_size, image.file
     refcounts, tables = image.refcounts, image.tables
+    if tables.external:
+        _preallocate_external(image, start, end, mode)
+        return
     first_cluster, end_cluster = start // size, -(-end // size)
     if file.growable:
         # the file grows first: no pointer in it may lead behind its end, and metadata must not take the place of blocks
@@ -125,11 +131,40 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
         file.truncate(refcounts.end_of_use())
 
 
+def _preallocate_external(image: Qcow2, start: int, end: int, mode: str) -> None:
+    """Map all clusters of a range to their places in the data file, which becomes as long."""
+    size, tables = image.cluster_size, image.tables
+    if image.data_file.size < end:
+        image.data_file.truncate(end, "off" if mode == "metadata" else mode)
+    for position, l2_offset, first, count in table_parts(image, start // size * size, -(-end // size) * size, create=True):
+        for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, True, count):
+            if kind == kinds.UNALLOCATED:
+                set_entries(image, l2_offset, index, ascending(position + (index - first) * size | COPIED, size, run))
+
+
 def _shrink(image: Qcow2, size: int) -> None:
+    start = -(-size // image.cluster_size) * image.cluster_size
+    _drop(image, start, l1_entries(image.header, size))
+    write_back(image)
+    image.barrier()
+    image.change_record(size=size)
+    image._size = size
+    _cut_file(image)
+
+
+def make_empty(image: Qcow2) -> None:
+    """Drop all clusters and L2 tables: pointers first, then refcounts, then the end of the file."""
+    with image._lock:
+        _drop(image, 0, 0)
+        write_back(image)
+        image.barrier()
+        _cut_file(image)
+
+
+def _drop(image: Qcow2, start: int, keep: int) -> None:
+    """Drop the clusters from guest offset `start` on, and whole L2 tables where `keep` L1 entries are to stay."""
     cluster_size, tables, refcounts = image.cluster_size, image.tables, image.refcounts
-    start = -(-size // cluster_size) * cluster_size
     end = -(-image.size // cluster_size) * cluster_size
-    keep = l1_entries(image.header, size)
     for position, l2_offset, first, count in _present_parts(image, start, end):
         index = position // tables.reach
         if index < keep:
@@ -142,13 +177,13 @@ def _shrink(image: Qcow2, size: int) -> None:
         tables.l1_dirty.add(index)
         image.overlap.remove_table(l2_offset)
         refcounts.free(l2_offset // cluster_size, 1)
-    write_back(image)
+
+
+def _cut_file(image: Qcow2) -> None:
+    """Give back refcount blocks that count nothing, and make the file end with what is in use."""
+    image.refcounts.drop_empty_blocks()
     image.barrier()
-    image.change_record(size=size)
-    image._size = size
-    refcounts.drop_empty_blocks()
-    image.barrier()
-    reach = refcounts.cut_tail()
+    reach = image.refcounts.cut_tail()
     if reach < image.file.size:
         image.file.truncate(reach)
 

@@ -90,7 +90,10 @@ def _reserve_part(image: Qcow2, allocs: list[Alloc], position: int, l2_offset: i
         if kind & kinds.NORMAL & kinds.ZERO_ALLOC and value & (size - 1):
             what = "Data cluster" if kind & kinds.COMPRESSED - 1 == kinds.NORMAL else "Preallocated zero cluster"
             raise image.corrupt("%s offset %#x unaligned (guest offset: %s)" % (what, value, c_hex(offset)))
-        if kind == kinds.NORMAL | kinds.COPIED:
+        if tables.external:  # guest and host offsets are the same there, and nothing is counted
+            fresh = kind != kinds.NORMAL | kinds.COPIED
+            allocs.append(Alloc(offset, run * size, host, offset if fresh else value, fresh))
+        elif kind == kinds.NORMAL | kinds.COPIED:
             image.overlap.check(value, run * size)
             allocs.append(Alloc(offset, run * size, host, value))
         elif kind == kinds.ZERO_ALLOC | kinds.COPIED:
@@ -120,7 +123,7 @@ def withdraw(image: Qcow2, allocs: Sequence[Alloc]) -> None:
     """Give back allocations that will not be linked."""
     with image._lock:
         for alloc in allocs:
-            if alloc.token != REUSED:
+            if alloc.token != REUSED and not image.tables.external:
                 image.refcounts.give_back(alloc.host_offset // image.cluster_size, alloc.length // image.cluster_size)
 
 
@@ -137,7 +140,9 @@ def set_entries(image: Qcow2, l2_offset: int, first: int, entries: bytes, free: 
 
 
 def free_entries(image: Qcow2, entries: bytes | bytearray) -> None:
-    """Note the clusters that L2 entries (as stored) point at as free."""
+    """Note the clusters that L2 entries (as stored) point at as free; those of an external data file are not counted."""
+    if image.tables.external:
+        return
     size, bits = image.cluster_size, image.header.cluster_bits
     count = len(entries) // 8
     at = 0
