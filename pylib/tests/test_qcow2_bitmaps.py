@@ -221,7 +221,7 @@ def test_crash(tmp_path: Path, verb: str) -> None:
         new = {bitmap.name: dirty(bitmap) for bitmap in node.bitmaps()}
     assert check_theirs(path) == 0 and opened
     for position in range(len(log) + 1):
-        for orderly in (True, False):
+        for orderly in (True, False, False, False):
             crashed.write_bytes(after_crash(before, log, position, chance, orderly))
             assert check_theirs(crashed) in (0, 3), (position, log[position - 1])
             with open_image(crashed, writable=False) as node:

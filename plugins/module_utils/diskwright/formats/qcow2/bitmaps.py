@@ -230,12 +230,13 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
     size, refcounts = image.cluster_size, image.refcounts
     before = [] if found is None else read_directory(image, found)
     freed: list[tuple[int, int]] = []
-    writes: list[tuple[int, bytes]] = []
+    pieces: list[tuple[int, bytes]] = []
+    tables: list[tuple[int, bytes]] = []
     with image._lock:
         places = {bitmap.stored.offset for bitmap in bitmaps if bitmap.stored is not None}
         for bitmap in bitmaps:
             if not bitmap.inconsistent:
-                _place(image, bitmap, writes, freed)
+                _place(image, bitmap, pieces, tables, freed)
         for entry, _title in before:
             if entry.bitmap_table_offset not in places:
                 freed += _table_clusters(image, entry)
@@ -252,9 +253,11 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
             freed.append((found.bitmap_directory_offset // size, -(-found.bitmap_directory_size // size)))
         refcounts.write_back()
         image.barrier()
-        for place, data in writes:
-            _write(image, place, data)
-        image.barrier()
+        for writes in (pieces, tables):  # no table may name what lies behind the end of the file
+            for place, data in writes:
+                _write(image, place, data)
+            if writes:
+                image.barrier()
         if directory:
             _write(image, offset, directory)
             image.barrier()
@@ -266,7 +269,9 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
         image.file.flush()
 
 
-def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed: list[tuple[int, int]]) -> None:
+def _place(
+    image: Qcow2, bitmap: Bitmap, pieces: list[tuple[int, bytes]], tables: list[tuple[int, bytes]], freed: list[tuple[int, int]]
+) -> None:
     """Find room for what changed of a bitmap; what is to be written and what is no longer needed is added to the lists.
 
     The table of a bitmap that is in the file already stays where it is if it keeps its length.
@@ -284,7 +289,7 @@ def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed:
         if not place:
             place = refcounts.allocate(1)[0] * size
         table[index] = place
-        writes.append((place, bytes(piece)))
+        pieces.append((place, bytes(piece)))
     used = {value & OFFSET_MASK for value in table}
     freed += [(value // size, 1) for value in (entry & OFFSET_MASK for entry in old.table) if value and value not in used]
     offset = old.offset
@@ -293,7 +298,7 @@ def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed:
             freed.append((offset // size, -(-len(old.table) * 8 // size)))
         offset = refcounts.allocate_whole(max(1, -(-len(table) * 8 // size))) * size
     if offset != old.offset or table != old.table:
-        writes.append((offset, big_bytes(table).ljust(-(-len(table) * 8 // size) * size, b"\0")))
+        tables.append((offset, big_bytes(table).ljust(-(-len(table) * 8 // size) * size, b"\0")))
     bitmap.stored = Stored(offset, len(table), table)
 
 
