@@ -221,7 +221,7 @@ def test_crash(tmp_path: Path, verb: str) -> None:
         new = {bitmap.name: dirty(bitmap) for bitmap in node.bitmaps()}
     assert check_theirs(path) == 0 and opened
     for position in range(len(log) + 1):
-        for orderly in (True, False):
+        for orderly in (True, False, False, False):
             crashed.write_bytes(after_crash(before, log, position, chance, orderly))
             assert check_theirs(crashed) in (0, 3), (position, log[position - 1])
             with open_image(crashed, writable=False) as node:
@@ -307,6 +307,29 @@ def test_damage_is_refused_in_qemu_s_words(tmp_path: Path, kind: str) -> None:
         except Error as exc:
             said = str(exc)
         assert done.stderr.strip().replace("qemu-img: Could not open '%s': " % path, "") == said
+
+
+@pytest.mark.parametrize("what", ["table", "data"])
+def test_a_bitmap_on_other_metadata_is_not_written(tmp_path: Path, what: str) -> None:
+    """A bitmap that claims the place of the L1 table: nothing is written there."""
+    path = tmp_path / "image"
+    make(path, M)
+    with open_image(path) as node:
+        node.pwrite(0, b"d" * 64 * K)
+        node.bitmaps().add("x")
+        node.pwrite(0, b"e")
+    with open_image(path, writable=False) as node:
+        stored, l1 = node.bitmaps().usable("x").stored, node.header.l1_table_offset
+    raw = bytearray(path.read_bytes())
+    at = raw.index(struct.pack(">II", 0x23852875, 24))
+    directory = struct.unpack_from(">Q", raw, at + 24)[0]
+    struct.pack_into(">Q", raw, directory if what == "table" else stored.offset, l1)
+    path.write_bytes(raw)
+    table = bytes(raw[l1 : l1 + 64 * K])
+    with pytest.raises(Error, match="overlaps with active L1 table|Could not read bitmap_table"):
+        with open_image(path) as node:
+            node.pwrite(100 * K, b"f")
+    assert path.read_bytes()[l1 : l1 + 64 * K] == table
 
 
 def test_fuzz(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_crash(tmp_path: Path, verb: str, options: str) -> None:
     assert check_theirs(path) == 0
     seen = set()
     for position in range(len(log) + 1):
-        for orderly in (True, False):
+        for orderly in (True, False, False):
             crashed.write_bytes(after_crash(before, log, position, chance, orderly))
             assert check_theirs(crashed) in (0, 3), (position, log[position - 1])
             now = state(crashed)

@@ -15,6 +15,7 @@ from ...cache import read_padded
 from ...errors import Corrupt, Error
 from ...ondisk import Struct
 from .header import BITMAPS, EXT_BITMAPS, MAX_BITMAP_DIRECTORY_SIZE, MAX_BITMAPS, OFFSET_MASK, BitmapsExtension
+from .overlap import BITMAP_DIRECTORY
 from .tables import big_bytes, read_entries
 
 TYPE_CHECKING = False
@@ -131,7 +132,7 @@ def read_directory(image: Qcow2, found: BitmapsExtension) -> list[tuple[BitmapEn
 
 def _is_sound(image: Qcow2, entry: BitmapEntry) -> bool:
     offset, count = entry.bitmap_table_offset, entry.bitmap_table_size
-    if not offset or offset & image.cluster_size - 1 or offset >> 56 or not 0 < count <= MAX_TABLE:
+    if not offset or offset & image.cluster_size - 1 or offset >> 63 or not 0 < count <= MAX_TABLE:
         return False
     if entry.flags & ~KNOWN_FLAGS or entry.type != 1 or not MIN_GRANULARITY_BITS <= entry.granularity_bits <= MAX_GRANULARITY_BITS:
         return False
@@ -211,8 +212,14 @@ def mark_in_use(image: Qcow2, bitmaps: BitmapSet, mark: int = IN_USE) -> None:
     are what they were."""
     found = extension(image.header)
     if found is not None and not all(bitmap.inconsistent for bitmap in bitmaps):
-        image.file.write_hosted(found.bitmap_directory_offset, memoryview(_directory(bitmaps, mark)))
+        _write(image, found.bitmap_directory_offset, _directory(bitmaps, mark))
         image.barrier()
+
+
+def _write(image: Qcow2, offset: int, data: bytes) -> None:
+    """Write what belongs to bitmaps at a place that the image may have named. Raises Corrupt where something else is."""
+    image.overlap.check(offset, len(data), BITMAP_DIRECTORY, "bitmap")
+    image.file.write_hosted(offset, memoryview(data))
 
 
 def store(image: Qcow2, bitmaps: BitmapSet) -> None:
@@ -223,12 +230,13 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
     size, refcounts = image.cluster_size, image.refcounts
     before = [] if found is None else read_directory(image, found)
     freed: list[tuple[int, int]] = []
-    writes: list[tuple[int, bytes]] = []
+    pieces: list[tuple[int, bytes]] = []
+    tables: list[tuple[int, bytes]] = []
     with image._lock:
         places = {bitmap.stored.offset for bitmap in bitmaps if bitmap.stored is not None}
         for bitmap in bitmaps:
             if not bitmap.inconsistent:
-                _place(image, bitmap, writes, freed)
+                _place(image, bitmap, pieces, tables, freed)
         for entry, _title in before:
             if entry.bitmap_table_offset not in places:
                 freed += _table_clusters(image, entry)
@@ -245,11 +253,13 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
             freed.append((found.bitmap_directory_offset // size, -(-found.bitmap_directory_size // size)))
         refcounts.write_back()
         image.barrier()
-        for place, data in writes:
-            image.file.write_hosted(place, memoryview(data))
-        image.barrier()
+        for writes in (pieces, tables):  # no table may name what lies behind the end of the file
+            for place, data in writes:
+                _write(image, place, data)
+            if writes:
+                image.barrier()
         if directory:
-            image.file.write_hosted(offset, memoryview(directory))
+            _write(image, offset, directory)
             image.barrier()
         if not same:
             _name(image, BitmapsExtension(nb_bitmaps=len(bitmaps.all), bitmap_directory_size=len(directory), bitmap_directory_offset=offset))
@@ -259,7 +269,9 @@ def store(image: Qcow2, bitmaps: BitmapSet) -> None:
         image.file.flush()
 
 
-def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed: list[tuple[int, int]]) -> None:
+def _place(
+    image: Qcow2, bitmap: Bitmap, pieces: list[tuple[int, bytes]], tables: list[tuple[int, bytes]], freed: list[tuple[int, int]]
+) -> None:
     """Find room for what changed of a bitmap; what is to be written and what is no longer needed is added to the lists.
 
     The table of a bitmap that is in the file already stays where it is if it keeps its length.
@@ -277,7 +289,7 @@ def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed:
         if not place:
             place = refcounts.allocate(1)[0] * size
         table[index] = place
-        writes.append((place, bytes(piece)))
+        pieces.append((place, bytes(piece)))
     used = {value & OFFSET_MASK for value in table}
     freed += [(value // size, 1) for value in (entry & OFFSET_MASK for entry in old.table) if value and value not in used]
     offset = old.offset
@@ -286,7 +298,7 @@ def _place(image: Qcow2, bitmap: Bitmap, writes: list[tuple[int, bytes]], freed:
             freed.append((offset // size, -(-len(old.table) * 8 // size)))
         offset = refcounts.allocate_whole(max(1, -(-len(table) * 8 // size))) * size
     if offset != old.offset or table != old.table:
-        writes.append((offset, big_bytes(table).ljust(-(-len(table) * 8 // size) * size, b"\0")))
+        tables.append((offset, big_bytes(table).ljust(-(-len(table) * 8 // size) * size, b"\0")))
     bitmap.stored = Stored(offset, len(table), table)
 
 
