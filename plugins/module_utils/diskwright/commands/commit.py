@@ -132,7 +132,8 @@ def _find(top: Node, filename: str, base: Optional[str]) -> Node:
     layer: Node = top
     while layer.backing is not None:
         name, node = layer.backing_filename, layer.backing
-        if base in (node.filename, name) or _path(resolve_name(top, base)) == identity(node) is not None:
+        found = identity(node)
+        if base in (node.filename, name) or (found is not None and _path(resolve_name(top, base)) == found):
             return node
         layer = node
     raise OptionError("Did not find '%s' in the backing chain of '%s'" % (base, filename), filename=filename)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .transfer import Span
 
 
-
 def rebase(
     overlay: Node,
     backing: Optional[Node],

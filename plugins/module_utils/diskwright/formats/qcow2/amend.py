@@ -201,5 +201,3 @@ def _expand_zeroes(image: Qcow2, tell: Progress) -> None:
                 image.pwrite(at, bytes(min(PIECE, position - at)))
         tell(position, image.size)
     image.flush()
-
-

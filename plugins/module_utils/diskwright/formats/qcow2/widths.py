@@ -159,4 +159,3 @@ def _fill_entry(image: Qcow2, table: bytearray, index: int, place: int, users: i
         place = cluster * size
     image.data_file.write_hosted(place, memoryview(bytes(size)))
     table[index * 8 : index * 8 + 8] = (place | (COPIED if users == 1 else 0)).to_bytes(8, "big")
-
