@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,6 +191,7 @@ def test_start_up_loads_little(command: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "DISKWRIGHT_ACCEL": "auto"},  # without site there is no accelerator to demand
     )
     loaded = run.stdout.rsplit("\n", 1)[1].split()
     assert "diskwright.cli" in loaded
