@@ -92,6 +92,8 @@ class Comparison:
         self._caller = get_ident()
         if self.progress is not None:
             self.progress(0, self.size)
+        for node in (self.left, self.right):
+            node.preload()
         self._crew = Crew(self._pairs())
         self._crew.run(self._member, threads)
         if not self._outcomes:

@@ -125,6 +125,8 @@ class Transfer:
         self._grain = -(-max(self.sparse_size, 1) // self.unit) * self.unit
         self._chunk = RANGE_CHUNK if self.copy_range else -(-max(CHUNK, self._grain) // self.unit) * self.unit
         threads = max(1, min(threads, BUFFERS // self._chunk))
+        for node in (*sources, self.target):
+            node.preload()
         self._crew = Crew(self._work(sources, offset))
         if self.progress is not None:
             self.progress(0, self.size)

@@ -230,6 +230,12 @@ class Qcow2(Format):
             with self._lock:
                 self.reads -= 1
 
+    def preload(self) -> None:
+        from . import bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
+
+        del bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
+        super().preload()
+
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         return self.tables.map(offset, length)
 
