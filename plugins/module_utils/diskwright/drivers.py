@@ -58,11 +58,11 @@ def _null_aio() -> type[Node]:
     return NullAio
 
 
-# name -> (loader, offset and bytes of a magic; probing loads a class only where its magic is found)
-FORMATS: dict[str, tuple[Callable[[], type[Node]], int, bytes]] = {
-    "luks": (_luks, 0, b"LUKS\xba\xbe"),
-    "qcow2": (_qcow2, 0, b"QFI\xfb"),
-    "raw": (_raw, 0, b""),
+# name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found
+FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]]] = {
+    "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
+    "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
+    "raw": (_raw, ()),
 }
 
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {

@@ -17,8 +17,8 @@ def probe(file: Node, filename: str) -> str:
     """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError."""
     head = file.pread(0, min(PROBE_SIZE, file.size))
     best, score = "raw", 0
-    for name, (load, offset, magic) in drivers.FORMATS.items():
-        if magic and head[offset : offset + len(magic)] == magic:
+    for name, (load, magics) in drivers.FORMATS.items():
+        if any(head.startswith(magic, offset) for offset, magic in magics):
             found = load().probe(head, filename)
             if found > score:
                 best, score = name, found
