@@ -28,6 +28,12 @@ def _qcow2() -> type[Node]:
     return Qcow2
 
 
+def _bochs() -> type[Node]:
+    from .formats.bochs import Bochs
+
+    return Bochs
+
+
 def _luks() -> type[Node]:
     from .formats.luks import Luks
 
@@ -60,6 +66,7 @@ def _null_aio() -> type[Node]:
 
 # name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found
 FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]]] = {
+    "bochs": (_bochs, ((0, b"Bochs Virtual HD Image"),)),
     "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
     "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
     "raw": (_raw, ()),

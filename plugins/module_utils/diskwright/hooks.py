@@ -109,18 +109,22 @@ class Alloc:
     """Where `length` bytes at guest `offset` are to be written: `host_offset` of `host`.
 
     A fresh one covers whole allocation units (and so more than was asked for), is not yet visible to `_map` and must be
-    linked or aborted. `token` is the driver's own.
+    linked or aborted. `token` is the driver's own. `zeroed` says that the host has never been written there and reads as
+    zeroes, so that zeroes need not be written: behind the end of a file.
     """
 
-    __slots__ = ("offset", "length", "host", "host_offset", "fresh", "token")
+    __slots__ = ("offset", "length", "host", "host_offset", "fresh", "token", "zeroed")
 
-    def __init__(self, offset: int, length: int, host: Node, host_offset: int, fresh: bool = False, token: Any = None) -> None:
+    def __init__(
+        self, offset: int, length: int, host: Node, host_offset: int, fresh: bool = False, token: Any = None, zeroed: bool = False
+    ) -> None:
         self.offset = offset
         self.length = length
         self.host = host
         self.host_offset = host_offset
         self.fresh = fresh
         self.token = token
+        self.zeroed = zeroed
 
     def __repr__(self) -> str:
         return "Alloc(%#x, %#x, host_offset=%#x, fresh=%s)" % (self.offset, self.length, self.host_offset, self.fresh)
@@ -193,6 +197,7 @@ class Hooks:
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
     zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
     growable: bool = False  # a write beyond the end makes the node larger
+    opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
@@ -321,14 +326,18 @@ class Hooks:
         """Make the content of the internal snapshot with this ID, or else this name, the present one."""
         raise Unsupported("Block driver does not support snapshots", filename=self.filename, errno=errno.ENOTSUP)
 
-    def _delete_snapshot(self, name: str) -> None:
-        """Remove the first internal snapshot of this name."""
+    def _delete_snapshot(self, name: str, id: Optional[str]) -> None:
+        """Remove the first internal snapshot of this name, or the one that has this ID too."""
         raise Error("snapshot not found", filename=self.filename, errno=errno.ENOENT)
 
     def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
         """Show the internal snapshot with this ID and this name (None: any) from now on; only of a node open for reading."""
         text = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % self.driver
         raise Unsupported(text, filename=self.filename, errno=errno.ENOTSUP)
+
+    def holds_snapshot(self, id: str) -> bool:
+        """Whether nothing was written, and the size is the same, since the internal snapshot with this ID was made or applied."""
+        return False
 
     def bitmaps(self) -> Optional[BitmapSet]:
         """The dirty bitmaps; None where there cannot be any. What is changed of them is stored when the node is closed."""

@@ -14,7 +14,7 @@ from _thread import RLock, allocate_lock
 from itertools import islice
 
 from .errors import Error, ReadOnly, Unsupported
-from .extent import COMPRESSED, DATA, PASS, RECURSE, ZERO, Extent, clip, coalesce
+from .extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, PASS, RECURSE, ZERO, Extent, clip, coalesce
 from .hooks import ALL, CONSISTENT_READ, MAX_SIZE, RESIZE, WRITE, WRITE_UNCHANGED, Alloc, Hooks, Measure, OpenFlags, Reference, Snapshot, cache_flags
 
 __all__ = [
@@ -139,6 +139,9 @@ class Node(Hooks):
         return coalesce(islice(found, limit) if limit else found)
 
     def _status(self, offset: int, length: int, want_zero: bool) -> Iterator[Extent]:
+        if self.opaque:
+            yield Extent(offset, length, DATA | ALLOCATED, self, offset)
+            return
         for extent in self._extents(offset, length):
             start, count, status, host, host_offset = extent
             if host is None or host is self:
@@ -156,8 +159,6 @@ class Node(Hooks):
     def _status_or_leaf(self, offset: int, length: int, want_zero: bool) -> Iterable[Extent]:
         """Like _status, but a leaf is not asked where nobody wants to know its holes."""
         if self.leaf and not want_zero:
-            from .extent import ALLOCATED, OFFSET_VALID
-
             return (Extent(offset, length, DATA | OFFSET_VALID | ALLOCATED, self, offset),)
         return self._status(offset, length, want_zero)
 
@@ -492,10 +493,10 @@ class Node(Hooks):
         self._check_write(0, 0)
         self._apply_snapshot(name)
 
-    def delete_snapshot(self, name: str) -> None:
-        """Remove the first internal snapshot of the name `name`; see create_snapshot."""
+    def delete_snapshot(self, name: str, id: Optional[str] = None) -> None:
+        """Remove the first internal snapshot of the name `name`, or the one that has this ID too; see create_snapshot."""
         self._check_write(0, 0)
-        self._delete_snapshot(name)
+        self._delete_snapshot(name, id)
 
     def load_snapshot(self, id: Optional[str] = None, name: Optional[str] = None) -> None:
         """Show the internal snapshot with this ID and this name (None: any) from now on. The node must be open for reading."""

@@ -36,7 +36,7 @@ def measure(options: Qcow2CreateOptions, source: Optional[Node]) -> Measure:
         required = 0
     else:
         required = _data(source, cluster_size)
-    if options.preallocation in ("full", "falloc") or source is not None and options.backing_file is not None:
+    if options.preallocation in ("full", "falloc") or source is not None and (options.backing_file is not None or source.opaque):
         required = aligned
     bitmaps = None
     if source is not None and version >= 3 and source.stores_bitmaps:
