@@ -72,21 +72,24 @@ def test_model(tmp_path: Path, options: str, seed: int) -> None:
             if verb == "create" and len(kept) < 6:
                 made = node.create_snapshot("name")
                 kept[made.id] = bytes(model)
+                assert node.holds_snapshot(made.id)
                 change(node, model, chance)
             elif verb == "apply" and kept:
                 id = chance.choice(sorted(kept))
                 node.apply_snapshot(id)
                 model = bytearray(kept[id])
-                assert node.size == len(model)
+                assert node.size == len(model) and node.holds_snapshot(id)
                 change(node, model, chance)
             elif verb == "delete" and kept:
-                node.delete_snapshot("name")
-                del kept[min(kept, key=int)]
+                id = chance.choice(sorted(kept))
+                node.delete_snapshot("name", id)
+                del kept[id]
             elif verb == "resize" and resizable:
                 size = chance.randrange(512 * K, 2 * M, 512)
                 node.truncate(size)
                 model = bytearray(model[:size].ljust(size, b"\0"))
             assert node.pread(0, node.size) == model
+            assert all(kept[id] == model for id in kept if node.holds_snapshot(id))
         assert check_theirs(path) == 0
         assert read_theirs(path) == model
         for id, content in kept.items():

@@ -397,10 +397,15 @@ class Qcow2(Format):
 
         apply_snapshot(self, name)
 
-    def _delete_snapshot(self, name: str) -> None:
+    def _delete_snapshot(self, name: str, id: Optional[str]) -> None:
         from .snapshots import delete_snapshot
 
-        delete_snapshot(self, name)
+        delete_snapshot(self, name, id)
+
+    def holds_snapshot(self, id: str) -> bool:
+        from .snapshots import is_current
+
+        return is_current(self, id)
 
     def _load_snapshot(self, id: Optional[str], name: Optional[str]) -> None:
         from .snapshots import load_snapshot

@@ -11,7 +11,18 @@ from ...errors import Corrupt, Error, Unsupported
 from ...hooks import MAX_SIZE
 from ...hooks import Snapshot as ListedSnapshot
 from ...ondisk import Struct
-from .header import DATA_FILE, EXT_BITMAPS, BITMAPS, MAX_L1_SIZE, MAX_SNAPSHOT_EXTRA, MAX_SNAPSHOT_TABLE_SIZE, MAX_SNAPSHOTS, OFFSET_MASK, l1_entries
+from .header import (
+    BITMAPS,
+    DATA_FILE,
+    EXT_BITMAPS,
+    EXTENDED_L2,
+    MAX_L1_SIZE,
+    MAX_SNAPSHOT_EXTRA,
+    MAX_SNAPSHOT_TABLE_SIZE,
+    MAX_SNAPSHOTS,
+    OFFSET_MASK,
+    l1_entries,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
 
 EINVAL, EFBIG, EBUSY, ENOENT, ENOTSUP = 22, 27, 16, 2, 95
 MAX_NAME = 255  # bytes; what is longer is cut, as in QEMU
+MAX_COMPARED = 1 << 16  # L2 tables
 NO_ICOUNT = (1 << 64) - 1  # stored where instructions were not counted
 
 
@@ -209,13 +221,42 @@ def _adopt(image: Qcow2, switch: Switch, l1_offset: int, l1_size: int, refusal: 
         raise Error(refusal, filename=image.filename, errno=EINVAL) from exc
 
 
-def delete_snapshot(image: Qcow2, name: str) -> None:
-    """Remove the first snapshot of that name."""
+def is_current(image: Qcow2, id: str) -> bool:
+    """Whether the disk still has the clusters of the snapshot with this ID: whatever changes the disk gives it others."""
+    from .tables import read_entries
+
+    index = find(image, id, None)
+    if index < 0:
+        return False
+    image.flush()
+    entry = read_snapshots(image)[0][index]
+    if entry.l1_size > MAX_L1_SIZE // 8 or _disk_size(image, entry) != image.size:
+        return False
+    theirs = [offset & OFFSET_MASK for offset in read_entries(image.file, entry.l1_table_offset, entry.l1_size)]
+    own = [offset & OFFSET_MASK for offset in read_entries(image.file, image.header.l1_table_offset, image.header.l1_size)]
+    length = max(len(theirs), len(own))
+    pairs = zip(theirs + [0] * (length - len(theirs)), own + [0] * (length - len(own)))
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    return len(different) <= MAX_COMPARED and all(first and second and _same_entries(image, first, second) for first, second in different)
+
+
+def _same_entries(image: Qcow2, first: int, second: int) -> bool:
+    """Whether the L2 tables at two offsets lead to the same clusters; the COPIED flags may differ."""
+    size, word = image.cluster_size, 16 if image.header.incompatible_features & EXTENDED_L2 else 8
+    copied = (b"\x80" + bytes(word - 1)) * (size // word)
+    tables = [bytearray(size), bytearray(size)]
+    for table, offset in zip(tables, (first, second)):
+        read_padded(image.file, offset, memoryview(table))
+    return not (int.from_bytes(tables[0], "big") ^ int.from_bytes(tables[1], "big")) & ~int.from_bytes(copied, "big")
+
+
+def delete_snapshot(image: Qcow2, name: str, id: Optional[str] = None) -> None:
+    """Remove the first snapshot of that name, or the one that has this ID too."""
     from .switch import Switch
 
     header = image.header
     snapshots = read_snapshots(image)[0]
-    index = find(image, None, name)
+    index = find(image, id, name)
     if index < 0:
         raise Error("snapshot not found", filename=image.filename, errno=ENOENT)
     if header.incompatible_features & DATA_FILE:
