@@ -34,6 +34,12 @@ def _bochs() -> type[Node]:
     return Bochs
 
 
+def _cloop() -> type[Node]:
+    from .formats.cloop import Cloop
+
+    return Cloop
+
+
 def _luks() -> type[Node]:
     from .formats.luks import Luks
 
@@ -67,6 +73,7 @@ def _null_aio() -> type[Node]:
 # name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found
 FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]]] = {
     "bochs": (_bochs, ((0, b"Bochs Virtual HD Image"),)),
+    "cloop": (_cloop, ((0, b"#!/bin/sh\n#V2.0 Format\n"),)),
     "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
     "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
     "raw": (_raw, ()),

@@ -205,6 +205,7 @@ class Hooks:
     probed: bool = False  # its format was told from the content, nobody named it
     encrypted: bool = False
     compressed: bool = False
+    decodes: bool = False  # reading it is work for a processor
     backing_filename: Optional[str] = None  # as stored in the image
     backing_format: Optional[str] = None
 
