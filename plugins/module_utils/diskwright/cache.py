@@ -20,16 +20,20 @@ BATCH = 1 << 20  # bytes; neighbouring tables are written together, up to this m
 class TableCache:
     """Tables of `table_size` bytes by their byte offset in `file`; at most `capacity` of them stay once written.
 
-    `before` is called before dirty tables are written to make room. The caller holds the node's lock throughout.
+    `before` is called before dirty tables are written to make room. What a table has behind the byte `end` of the file is not
+    in the file: it reads as zeroes. The caller holds the node's lock throughout.
     """
 
-    __slots__ = ("file", "table_size", "capacity", "before", "dirty", "_tables")
+    __slots__ = ("file", "table_size", "capacity", "before", "end", "dirty", "_tables")
 
-    def __init__(self, file: Node, table_size: int, capacity: int, before: Optional[Callable[[], None]] = None) -> None:
+    def __init__(
+        self, file: Node, table_size: int, capacity: int, before: Optional[Callable[[], None]] = None, end: Optional[int] = None
+    ) -> None:
         self.file = file
         self.table_size = table_size
         self.capacity = max(2, capacity)
         self.before = before
+        self.end = end
         self.dirty: set[int] = set()
         self._tables: dict[int, bytearray] = {}  # in order of their last use
 
@@ -44,7 +48,7 @@ class TableCache:
             if len(tables) >= self.capacity:
                 self._make_room()
             table = bytearray(self.table_size)
-            read_padded(self.file, offset, memoryview(table))
+            read_padded(self.file, offset, memoryview(table)[: self._inside(offset, self.table_size)])
         tables[offset] = table
         return table
 
@@ -82,9 +86,12 @@ class TableCache:
                 stop += 1
             group = chosen[at:stop]
             data = self._tables[group[0]] if len(group) == 1 else bytearray().join([self._tables[offset] for offset in group])
-            self.file.write_hosted(group[0], memoryview(data))
+            self.file.write_hosted(group[0], memoryview(data)[: self._inside(group[0], len(data))])
             self.dirty.difference_update(group)
             at = stop
+
+    def _inside(self, offset: int, length: int) -> int:
+        return length if self.end is None else min(length, self.end - offset)
 
     def _make_room(self) -> None:
         """Drop the quarter of the tables that was not used for longest, after writing them where they are dirty."""

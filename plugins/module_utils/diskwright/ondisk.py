@@ -33,6 +33,8 @@ bytes4 = bytes
 bytes8 = bytes
 bytes16 = bytes
 bytes32 = bytes
+bytes64 = bytes
+bytes256 = bytes
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 

@@ -67,12 +67,11 @@ class CheckResult:
         """Nothing is wrong (any more)."""
         return not (self.check_errors or self.corruptions or self.leaks or self.failure)
 
-    def say(self, message: str) -> None:
-        """Add a line for a person."""
-        if len(self.messages) < MESSAGES_MAX:
-            self.messages.append(message)
-        else:
-            self.omitted += 1
+    def say(self, message: str, count: int = 1) -> None:
+        """Add a line for a person, or the same one `count` times."""
+        room = min(count, max(0, MESSAGES_MAX - len(self.messages)))
+        self.messages += [message] * room
+        self.omitted += count - room
 
 
 class Tally:
