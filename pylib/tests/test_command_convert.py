@@ -230,9 +230,24 @@ def test_space(place: Path) -> None:
         asked = [["qemu-img", "map", "--output=json", str(folder / "out")] for folder in pair]
         maps = [json.loads(subprocess.run(words, capture_output=True, check=True).stdout) for words in asked]
         if "qcow2" in line.split() or "-S" in line:
-            assert maps[0] == maps[1], line
+            assert clusters(maps[0]) == clusters(maps[1]), line
         else:
             assert sum(run["length"] for run in maps[1] if run["data"]) <= sum(run["length"] for run in maps[0] if run["data"]), line
+
+
+def clusters(runs: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """(start, length, present, data, offset) of a map's runs. Holes in the file are not told apart: we do not write the zeroes at
+    the edges of clusters."""
+    found: list[tuple[Any, ...]] = []
+    for run in runs:
+        start, length, offset = run["start"], run["length"], run.get("offset")
+        kind = (run["present"], run["data"])
+        last = found[-1] if found else None
+        if last and last[2:4] == kind and (offset is None or last[4] is None or last[4] + last[1] == offset):
+            found[-1] = (last[0], last[1] + length, *last[2:])
+        else:
+            found.append((start, length, *kind, offset))
+    return found
 
 
 def test_compressed_images_are_the_same_bytes(place: Path) -> None:

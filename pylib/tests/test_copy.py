@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import _thread
 import errno
+import json
 import os
 import random
 import signal
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 import pytest
+import diskwright
 from diskwright import Error, Unsupported
 from diskwright.copy import pieces as pieces_module
 from diskwright.copy.crew import Crew
 from diskwright.copy.difference import CONTENT, STATUS_DIFFERS, compare
-from diskwright.copy.pieces import CHUNK, pieces, source_runs
-from diskwright.copy.transfer import copy
+from diskwright.copy.pieces import CHUNK, batches, pieces, source_runs
+from diskwright.copy.transfer import copy, place
 from diskwright.extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
 from diskwright.graph import open_image
 from diskwright.node import Node, OpenFlags
@@ -262,6 +264,37 @@ def test_copy_between_files(tmp_path: Path, copy_range: bool) -> None:
         copy([source], target, target_is_zero=True, copy_range=copy_range)
     assert (tmp_path / "target").read_bytes() == expected
     assert (tmp_path / "target").stat().st_blocks <= (tmp_path / "source").stat().st_blocks + 8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_zeroes_at_the_edges_of_new_clusters_stay_holes(tmp_path: Path, seed: int) -> None:
+    """Only what the source holds is written into clusters behind the end of the file; the file reaches to the end of the last one."""
+    rng = random.Random(seed)
+    source, target = tmp_path / "source", tmp_path / "target"
+    with open(source, "wb") as file:
+        file.truncate(20 << 20)
+        for _number in range(40):
+            os.pwrite(file.fileno(), rng.randbytes(4096), rng.randrange(5 << 10) << 12)
+    diskwright.convert([str(source)], str(target), target_format="qcow2", format="raw")
+    assert diskwright.compare(str(source), str(target)).identical
+    checked = subprocess.run(["qemu-img", "check", "--output=json", str(target)], capture_output=True, check=True)
+    result = json.loads(checked.stdout)
+    assert target.stat().st_size >= result["image-end-offset"]
+    assert target.stat().st_blocks <= source.stat().st_blocks + (10 << 16 >> 9)  # tables, and ext4's own
+    assert result["allocated-clusters"] << 16 > source.stat().st_blocks << 9
+
+
+def test_small_pieces_share_a_batch() -> None:
+    """A hundred small extents, each far from the next, are few kernel calls; every byte of the buffer still has its place."""
+    source = Fresh(16)
+    work: list[Any] = [(at << 17, 4096, [(source, at << 17, 0, 4096)]) for at in range(100)] + [(1 << 30, 4096, [])]
+    found = list(batches(iter(work), 4096, 128 << 10))
+    assert [len(batch) for batch in found] == [32, 32, 32, 4, 1]
+    for batch in found[:-1]:
+        assert [part[3] for part in batch] == [number << 12 for number in range(len(batch))]
+        assert all(reads == [(source, offset, base, 4096)] for offset, _length, reads, base in batch)
+        for offset, length, _reads, base in batch:
+            assert place(batch, base) == offset and place(batch, base + length - 1) == offset + length - 1
 
 
 def test_copy_range_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..node import Node
     from .crew import Turn
-    from .pieces import Piece, Read, Run
+    from .pieces import Part, Piece, Read, Run
     from .transfer import Span
 
 
@@ -170,22 +170,23 @@ class Rebase(_Layers):
 
     def _write_zeroes(self, offset: int, length: int, buffer: memoryview, turn: Turn) -> None:
         """Zeroes under which the new backing node has data."""
-        self._copy(offset, length, [], buffer, turn)
+        self._copy([(offset, length, [], 0)], buffer, turn)
 
-    def _select(self, offset: int, length: int, buffer: memoryview) -> tuple[list[Span], list[Span]]:
+    def _select(self, batch: Sequence[Part], buffer: memoryview) -> tuple[list[Span], list[Span]]:
         """What differs from the new backing node, in whole allocation units."""
         if self.backing is None:
-            return super()._select(offset, length, buffer)
+            return super()._select(batch, buffer)
         from _thread import get_ident
 
         other = self._buffers.get(get_ident())
         if other is None:
             other = self._buffers[get_ident()] = memoryview(bytearray(self._chunk))
-        self._loader.load(self._found.pop(offset), other, length)
         data: list[Span] = []
         zeroes: list[Span] = []
-        for at, count in self._difference_runs(buffer[:length], other[:length], self._grain):
-            runs = self._nonzero_runs(buffer, at, count, self._grain)
-            data += runs
-            zeroes += rest(runs, at, at + count)
+        for offset, length, _reads, base in batch:
+            self._loader.load(self._found.pop(offset), other, length)
+            for at, count in self._difference_runs(buffer[base : base + length], other[:length], self._grain):
+                runs = self._nonzero_runs(buffer, base + at, count, self._grain)
+                data += runs
+                zeroes += rest(runs, base + at, base + at + count)
         return data, zeroes

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Read = tuple[Node, int, int, int]
     # offset, length, reads; no reads: the range is zero
     Piece = tuple[int, int, list[Read]]
+    # offset, length, reads, where its bytes begin in the buffer
+    Part = tuple[int, int, list[Read], int]
 
 CHUNK = 512 << 10  # bytes of a buffer: smaller ones cost more calls, much larger ones fall out of the L2 cache
 EXTENTS = 1024  # extents that are asked for at a time
@@ -127,6 +129,27 @@ def pieces(runs: Iterable[Run], unit: int, chunk: int, end: int) -> Iterator[Pie
         cursor = whole
     if cursor < end:
         yield cursor, end - cursor, []
+
+
+def batches(work: Iterable[Piece], grain: int, room: int) -> Iterator[list[Part]]:
+    """Pieces with data, one or more small ones that fit into a buffer of `room` bytes together, each at a multiple of `grain`
+    there; and pieces that are zero, each alone. What costs the same for each batch, as a change of threads, is worth it."""
+    batch: list[Part] = []
+    base = 0
+    for offset, length, reads in work:
+        taken = -(-length // grain) * grain
+        if batch and (not reads or base + taken > room):
+            yield batch
+            batch, base = [], 0
+        if not reads:
+            yield [(offset, length, reads, 0)]
+            continue
+        if base:
+            reads = [(host, host_offset, base + at, count) for host, host_offset, at, count in reads]
+        batch.append((offset, length, reads, base))
+        base += taken
+    if batch:
+        yield batch
 
 
 class Loader:

@@ -9,7 +9,7 @@ import os
 from ..errors import Error, Unsupported
 from ..node import aligned_buffer
 from .crew import Crew
-from .pieces import CHUNK, Loader, clear, failure, layer_runs, pieces, source_runs
+from .pieces import CHUNK, Loader, batches, clear, failure, layer_runs, pieces, source_runs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..node import Alloc, Node
     from .crew import Turn
-    from .pieces import Piece, Read
+    from .pieces import Part, Piece, Read
 
     Span = tuple[int, int]  # offset in the buffer, length
 
@@ -85,7 +85,7 @@ def copy(
 
 def thread_count(most: int, sources: Sequence[Node], compress: bool = False) -> int:
     """How many threads to use if `most` are allowed: one a processor where codecs are at work, otherwise THREADS."""
-    busy = compress or any(layer.compressed or layer.encrypted for node in sources for layer in node.layers())
+    busy = compress or any(layer.compressed or layer.decodes or layer.encrypted for node in sources for layer in node.layers())
     if busy and hasattr(os, "sched_getaffinity"):
         return max(1, min(most, max(THREADS, len(os.sched_getaffinity(0)))))
     return max(1, min(most, THREADS))
@@ -113,6 +113,7 @@ class Transfer:
         self.progress: Optional[Callable[[int, int], None]] = None
         self.warn: Optional[Callable[[str], None]] = None
         self._loader = Loader()
+        self._reach: dict[Node, int] = {}  # how far each host must reach at least where zeroes at the end were not written
         self._caller = 0  # the thread that progress is told in
         self._due = 0.0  # when the next write may begin, for rate
 
@@ -127,10 +128,14 @@ class Transfer:
         threads = max(1, min(threads, BUFFERS // self._chunk))
         for node in (*sources, self.target):
             node.preload()
-        self._crew = Crew(self._work(sources, offset))
+        work = self._work(sources, offset)
+        self._crew = Crew(batches(work, self._grain, 0 if self.copy_range else self._chunk))
         if self.progress is not None:
             self.progress(0, self.size)
         self._crew.run(self._member, threads)
+        for host, end in self._reach.items():
+            if host.size < end:
+                host.truncate(end)
         if self.progress is not None:
             self.progress(self.size, self.size)
 
@@ -155,7 +160,8 @@ class Transfer:
             item = take()
             if item is None:
                 return
-            (offset, length, reads), turn = item
+            batch, turn = item
+            offset, length, reads, _base = batch[-1]
             try:
                 if not self.ordered:
                     turn.pass_on()
@@ -164,7 +170,7 @@ class Transfer:
                 elif not self.copy_range or not self._copy_range(offset, length, reads):
                     if len(buffer) < self._chunk:  # the kernel would not copy after all
                         buffer = aligned_buffer(self._chunk)
-                    self._copy(offset, length, reads, buffer, turn)
+                    self._copy(batch, buffer, turn)
             except Error:
                 self._crew.stop()
                 raise
@@ -176,15 +182,16 @@ class Transfer:
             if progress is not None:
                 progress(offset + length, self.size)
 
-    def _copy(self, offset: int, length: int, reads: list[Read], buffer: memoryview, turn: Turn) -> None:
-        """Bring one piece with data over."""
+    def _copy(self, batch: Sequence[Part], buffer: memoryview, turn: Turn) -> None:
+        """Bring pieces with data over."""
+        reads = batch[0][2] if len(batch) == 1 else [read for part in batch for read in part[2]]
         try:
-            self._loader.load(reads, buffer, length)
+            self._loader.load(reads, buffer, batch[-1][3] + batch[-1][1])
         except (Error, OSError) as exc:
             if not self.salvage:
-                raise failure("error while reading at byte", offset + self._loader.culprit(reads, buffer), exc) from exc
-            self._salvage(offset, reads, buffer, length)
-        runs, zeroes = self._select(offset, length, buffer)
+                raise failure("error while reading at byte", place(batch, self._loader.culprit(reads, buffer)), exc) from exc
+            self._salvage(batch, reads, buffer)
+        runs, zeroes = self._select(batch, buffer)
         if self.rate:
             self._hold_back(sum(run[1] for run in runs))
         encoded = [self.target.encode(buffer[at : at + count]) for at, count in self._units(runs)] if self.compress else []
@@ -195,27 +202,33 @@ class Transfer:
             if self.compress:
                 for (at, count), stored in zip(self._units(runs), encoded):
                     position = at
-                    self.target.write_compressed(offset + at, buffer[at : at + count], stored)
+                    self.target.write_compressed(place(batch, at), buffer[at : at + count], stored)
             else:
                 position = runs[0][0] if runs else 0
-                self._write(offset, length, runs, buffer, turn)
+                self._write(batch, runs, buffer, turn)
             for position, count in zeroes:
-                self.target.pwrite_zeroes(offset + position, count, True)
+                self.target.pwrite_zeroes(place(batch, position), count, True)
         except (Error, OSError) as exc:
-            raise failure("error while writing at byte", offset + position, exc) from exc
+            raise failure("error while writing at byte", place(batch, position), exc) from exc
 
-    def _select(self, offset: int, length: int, buffer: memoryview) -> tuple[list[Span], list[Span]]:
-        """What of a piece that is loaded is written as data, and what as zeroes: runs of the buffer."""
-        runs = self._nonzero_runs(buffer, 0, length, self._grain) if self.sparse_size else [(0, length)]
-        return runs, [] if self.skip_zeroes else rest(runs, 0, length)
+    def _select(self, batch: Sequence[Part], buffer: memoryview) -> tuple[list[Span], list[Span]]:
+        """What of the pieces that are loaded is written as data, and what as zeroes: runs of the buffer, none in two pieces."""
+        if not self.sparse_size:
+            return [(base, length) for _offset, length, _reads, base in batch], []
+        runs = self._nonzero_runs(buffer, 0, batch[-1][3] + batch[-1][1], self._grain)
+        if len(batch) > 1:
+            runs = [run for _offset, length, _reads, base in batch for run in within(runs, base, base + length)]
+        if self.skip_zeroes:
+            return runs, []
+        return runs, [gap for _offset, length, _reads, base in batch for gap in rest(within(runs, base, base + length), base, base + length)]
 
     def _units(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Runs cut into allocation units: (offset in the buffer, length)."""
         unit = self.unit
         return [(at, min(unit, start + count - at)) for start, count in runs for at in range(start, start + count, unit)]
 
-    def _write(self, offset: int, length: int, runs: Sequence[tuple[int, int]], buffer: memoryview, turn: Optional[Turn]) -> None:
-        """Write runs of the buffer, which holds the content from `offset` on.
+    def _write(self, batch: Sequence[Part], runs: Sequence[Span], buffer: memoryview, turn: Optional[Turn]) -> None:
+        """Write runs of the buffer, which holds the pieces.
 
         In order is only what decides where the data comes to lie. The writes themselves overlap: they are at most as many
         pieces out of order as there are threads.
@@ -226,21 +239,32 @@ class Transfer:
         others: list[tuple[Node, int, int, int]] = []
         descriptor = self._loader.descriptor
         try:
+            rising = iter(batch)
+            end = -1
             for at, count in runs:
+                while at >= end:
+                    offset, length, reads, base = next(rising)
+                    offset -= base
+                    end = base + length
                 if not self._whole_units(offset + at, count):
                     others.append((target, offset + at, at, count))
                     continue
                 found = target.reserve(offset + at, count)
                 allocs += found
                 for alloc in found:
-                    at = alloc.offset - offset
-                    if at + alloc.length > length:  # the last unit goes on behind the end of the image
-                        clear(buffer, length, at + alloc.length)
+                    at = low = alloc.offset - offset
+                    high = low + alloc.length
+                    if high > end:  # the last unit goes on behind the end of the image
+                        clear(buffer, end, high)
                     fd = descriptor(alloc.host)
+                    if alloc.zeroed and reads:  # what no source holds need not be written
+                        low = max(low, reads[0][2])
+                        high = min(high, reads[-1][2] + reads[-1][3])
+                        self._reach[alloc.host] = max(self._reach.get(alloc.host, 0), alloc.host_offset + alloc.length)
                     if fd < 0:
-                        others.append((alloc.host, alloc.host_offset, at, alloc.length))
+                        others.append((alloc.host, alloc.host_offset + low - at, low, high - low))
                     else:
-                        writes.append((fd, alloc.host_offset, at, alloc.length))
+                        writes.append((fd, alloc.host_offset + low - at, low, high - low))
             if turn is not None:
                 turn.pass_on()
             if writes:
@@ -277,7 +301,7 @@ class Transfer:
             if self.rate:
                 self._hold_back(count)
             clear(buffer, 0, count)
-            self._write(offset, count, [(0, count)], buffer, turn if offset + count == end else None)
+            self._write([(offset, count, [], 0)], [(0, count)], buffer, turn if offset + count == end else None)
             offset += count
 
     def _copy_range(self, offset: int, length: int, reads: list[Read]) -> bool:
@@ -324,9 +348,9 @@ class Transfer:
                 start += copied
         return True
 
-    def _salvage(self, offset: int, reads: list[Read], buffer: memoryview, length: int) -> None:
-        """Load a piece sector by sector; what cannot be read is zero."""
-        clear(buffer, 0, length)
+    def _salvage(self, batch: Sequence[Part], reads: list[Read], buffer: memoryview) -> None:
+        """Load pieces sector by sector; what cannot be read is zero."""
+        clear(buffer, 0, batch[-1][3] + batch[-1][1])
         for host, host_offset, at, count in reads:
             for start in range(at, at + count, SECTOR):
                 stop = min(start + SECTOR, at + count)
@@ -335,7 +359,7 @@ class Transfer:
                 except (Error, OSError) as exc:
                     clear(buffer, start, stop)
                     if self.warn is not None:
-                        self.warn(str(failure("error while reading offset", offset + start, exc)))
+                        self.warn(str(failure("error while reading offset", place(batch, start), exc)))
 
     def _hold_back(self, length: int) -> None:
         """Wait until `length` bytes may be written without going faster than `rate`."""
@@ -351,6 +375,17 @@ class Transfer:
 
 def _has_data(piece: Piece) -> bool:
     return bool(piece[2])
+
+
+def place(batch: Sequence[Part], at: int) -> int:
+    """The offset of what is at `at` in the buffer."""
+    offset, _length, _reads, base = next(part for part in reversed(batch) if part[3] <= at)
+    return offset + at - base
+
+
+def within(runs: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """What of `runs` lies between two places."""
+    return [(max(at, start), min(at + count, stop) - max(at, start)) for at, count in runs if at < stop and at + count > start]
 
 
 def rest(runs: Sequence[Span], position: int, end: int) -> list[Span]:

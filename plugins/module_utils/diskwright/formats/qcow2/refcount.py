@@ -56,6 +56,8 @@ class Refcounts:
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
         self._scan = 0  # holes from here on up to _tail are not known yet
         self._tail = self._find_tail()  # from here on all clusters are free
+        # From here on no cluster has ever been written: they read as zeroes.
+        self.untouched = -(-image.file.size // self.cluster_size) if image.file.zero_initialized else MAX_HOST_OFFSET
         self._moved: Optional[list[int]] = None  # while a new set of blocks is made (move_away): where the old ones are
 
     # -- looking up ----------------------------------------------------------------------------------------------
@@ -284,6 +286,7 @@ class Refcounts:
         if self._scan == self._tail:
             self._scan += count
         self._tail += count
+        self.untouched = max(self.untouched, self._tail)
 
     def _install_block(self, index: int, cluster: int) -> None:
         """Make `cluster`, which is being taken, the refcount block of table entry `index`."""
