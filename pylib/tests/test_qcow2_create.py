@@ -126,7 +126,7 @@ def test_refusals(tmp_path: Path, options: str) -> None:
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("options", ["extended_l2=on", "encrypt.format=luks,encrypt.key-secret=s"])
+@pytest.mark.parametrize("options", ["encrypt.format=luks,encrypt.key-secret=s"])
 def test_what_is_not_there_yet(tmp_path: Path, options: str) -> None:
     with pytest.raises(Unsupported):
         make(tmp_path / "ours", M, options)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     class Extent(NamedTuple):
         """`length` bytes at `offset` (bytes, in the node that was asked), all stored the same way.
 
-        `host` is the node that holds the bytes and `host_offset` where; None where status has neither DATA nor PASS.
+        `host` is the node that holds the bytes and `host_offset` where; None where status has neither DATA nor PASS. There
+        OFFSET_VALID says that room is kept, at host_offset of the file, for what is not in this layer.
         A node that names itself as host sets host_offset = offset.
         """
 
@@ -65,7 +66,8 @@ def clip(extent: Extent, start: int, end: int) -> Extent:
     if offset >= start and offset + length <= end:
         return extent
     low = max(offset, start)
-    return Extent(low, min(offset + length, end) - low, status, host, host_offset + low - offset if host is not None else 0)
+    placed = host is not None or status & OFFSET_VALID
+    return Extent(low, min(offset + length, end) - low, status, host, host_offset + low - offset if placed else 0)
 
 
 def coalesce(extents: Iterable[Extent]) -> list[Extent]:
@@ -78,7 +80,7 @@ def coalesce(extents: Iterable[Extent]) -> list[Extent]:
                 last[2] == extent[2]
                 and last[3] is extent[3]
                 and last[0] + last[1] == extent[0]
-                and (extent[3] is None or last[4] + last[1] == extent[4])
+                and (last[4] + last[1] == extent[4] or extent[3] is None and not extent[2] & OFFSET_VALID)
             ):
                 joined[-1] = Extent(last[0], last[1] + extent[1], last[2], last[3], last[4])
                 continue

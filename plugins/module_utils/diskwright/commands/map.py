@@ -188,7 +188,8 @@ def _layer(node: Node, extent: Extent, depth: int) -> Iterator[MapEntry]:
     if backing is not None and inside:
         yield from _runs(backing, start, inside, depth + 1)
     if inside < length:
-        yield MapEntry(start + inside, length - inside, depth, ZERO)
+        kept = host_offset + inside if status & OFFSET_VALID else None
+        yield MapEntry(start + inside, length - inside, depth, ZERO, kept)
 
 
 def _print_json(extents: Iterator[MapEntry], ui: UI) -> int:

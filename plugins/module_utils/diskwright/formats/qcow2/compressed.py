@@ -8,7 +8,6 @@ from ...cache import read_padded
 from ...compression import deflate, inflate, zstd_compress, zstd_decompress
 from ...errors import Corrupt, Error, Unsupported
 from ...kernels import contract as kinds
-from ...node import fill_zeroes
 from .header import COMPRESSED, ZSTD
 
 TYPE_CHECKING = False
@@ -43,8 +42,6 @@ def read_compressed(image: Qcow2, offset: int, view: memoryview) -> None:
             kind, value = image.tables.find(start)
         if kind == kinds.COMPRESSED:
             part[:] = memoryview(_decompress(image, start, value))[position - start : stop - start]
-        elif kind in (kinds.ZERO_PLAIN, kinds.ZERO_ALLOC):
-            fill_zeroes(part)
         else:  # overwritten since it was mapped
             image.pread_into(position, part)
         position = stop
@@ -118,5 +115,5 @@ def _store(image: Qcow2, offset: int, stored: bytes) -> None:
     value = COMPRESSED | sectors << bits | place
     with image._lock:
         for _position, l2_offset, first, _count in table_parts(image, offset, offset + size, create=True):
-            set_entries(image, l2_offset, first, value.to_bytes(8, "big"))
+            set_entries(image, l2_offset, first, value.to_bytes(8, "big").ljust(image.tables.entry_size, b"\0"))
         trim_freed(image)

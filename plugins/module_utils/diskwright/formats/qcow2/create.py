@@ -155,7 +155,6 @@ def check_combination(options: Qcow2CreateOptions, version: int, measuring: bool
 def _refuse_unsupported(options: Qcow2CreateOptions) -> None:
     for wanted, what in (
         (options.encryption or options.encrypt_format, "encryption"),
-        (options.extended_l2, "extended L2 entries"),
     ):
         if wanted:
             raise Unsupported("qcow2: making images with %s is not supported" % what, errno=95)

@@ -35,17 +35,23 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
     with image._lock:
         if image.header.version < 3:
             _change(image, start, end, EMPTY_ENTRY, False)
+        elif image.header.extended_l2:
+            from .subclusters import zero_range
+
+            start, end = zero_range(image, start, end, unmap)
         else:
             _zero_parts(image, start, end, unmap)
         trim_freed(image)
+    if start >= end:
+        return offset, 0
     start = max(start, offset)
     return start, min(end, offset + length) - start
 
 
 def _covered(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
-    """The whole clusters of a range, and those at its ends that it does not cover but that are zero already."""
-    start, end = whole_clusters(image, offset, length)
-    size = image.cluster_size
+    """The whole (sub)clusters of a range, and those at its ends that it does not cover but that are zero already."""
+    size = image.allocation_unit
+    start, end = whole_units(image, offset, length, size)
     if start > end:  # inside one cluster
         return (end, start) if _is_zero(image, end) else (start, end)
     if offset < start and _is_zero(image, start - size):
@@ -56,16 +62,16 @@ def _covered(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
 
 
 def _is_zero(image: Qcow2, offset: int) -> bool:
-    """Whether the cluster at `offset` reads as zeroes without having data of its own."""
+    """Whether the (sub)cluster at `offset` reads as zeroes without having data of its own."""
     if image.tables.find(offset)[0] in (kinds.NORMAL, kinds.COMPRESSED):
         return False
-    length = min(image.cluster_size, image.size - offset)
+    length = min(image.allocation_unit, image.size - offset)
     return all(extent.status & STATUS_ZERO for extent in image.resolve(offset, length))
 
 
 def discard(image: Qcow2, offset: int, length: int) -> None:
     """Give up the whole clusters of a range. They read as zeroes afterwards; version 2 with a backing file keeps them."""
-    start, end = whole_clusters(image, offset, length)
+    start, end = whole_units(image, offset, length, image.cluster_size)
     backed = image.backing_filename is not None
     if start >= end or image.header.version < 3 and backed:
         return
@@ -77,7 +83,10 @@ def discard(image: Qcow2, offset: int, length: int) -> None:
             if passes_request(image) and not image.is_raw_external:
                 _punch_kept(image, start, end)
         else:
-            _change(image, start, end, ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY, backed)
+            entry = ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY
+            if image.header.extended_l2:
+                from .subclusters import ZERO_CLUSTER as entry
+            _change(image, start, end, entry, backed)
             image.refcounts.discard_freed = image.refcounts.discard_freed or passes_request(image)
         trim_freed(image)
     if image.tables.external and not image.is_raw_external and passes_request(image):
@@ -107,9 +116,8 @@ def passes_request(image: Qcow2) -> bool:
     return image.flags.unmap if chosen is None else chosen
 
 
-def whole_clusters(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
-    """The range cut to whole clusters; the last cluster of the image counts as whole."""
-    size = image.cluster_size
+def whole_units(image: Qcow2, offset: int, length: int, size: int) -> tuple[int, int]:
+    """The range cut to whole clusters, or subclusters, of `size` bytes; the last one of the image counts as whole."""
     end = offset + length
     if end == image.size:
         end = -(-end // size) * size
@@ -118,18 +126,19 @@ def whole_clusters(image: Qcow2, offset: int, length: int) -> tuple[int, int]:
 
 def _change(image: Qcow2, start: int, end: int, entry: bytes, absent: bool) -> None:
     """Write `entry` over all allocated clusters of a range, and with `absent` over the others, and free what they had."""
+    width = len(entry)
     for _position, l2_offset, first, count in table_parts(image, start, end, create=absent):
         if not l2_offset:
             continue
         table = image.tables.cache.get(l2_offset)
-        old = table[first * 8 : (first + count) * 8]
+        old = table[first * width : (first + count) * width]
         if absent:
             new = entry * count
         elif not old.count(0) == len(old):
-            new = b"".join(EMPTY_ENTRY if old[at : at + 8] == EMPTY_ENTRY else entry for at in range(0, len(old), 8))
+            new = b"".join(old[at : at + width] if old[at : at + 8] == EMPTY_ENTRY else entry for at in range(0, len(old), width))
         else:
             continue
-        table[first * 8 : (first + count) * 8] = new
+        table[first * width : (first + count) * width] = new
         image.tables.cache.mark(l2_offset)
         free_entries(image, old)
 
@@ -137,6 +146,11 @@ def _change(image: Qcow2, start: int, end: int, entry: bytes, absent: bool) -> N
 def _zero_parts(image: Qcow2, start: int, end: int, unmap: bool, absent: bool = True) -> None:
     """Set the zero flag of clusters (of unallocated ones too if `absent`); compressed ones, and with `unmap` all, lose their room."""
     size = image.cluster_size
+    if image.header.extended_l2:
+        from .subclusters import zero_clusters
+
+        zero_clusters(image, start, end, unmap, absent)
+        return
     for _position, l2_offset, first, count in table_parts(image, start, end, create=absent):
         if not l2_offset:
             continue

@@ -48,7 +48,8 @@ class Qcow2(Format):
         header = self.header = read_header(self.file, flags.check)
         check_options(options, header)
         self._size = header.size // 512 * 512  # as QEMU, which counts sectors
-        self.cluster_size = self.allocation_unit = header.cluster_size
+        self.cluster_size = header.cluster_size
+        self.allocation_unit = header.cluster_size // (layout.SUBCLUSTERS if header.extended_l2 else 1)
         self.dirty = bool(header.incompatible_features & layout.DIRTY)
         self.encrypted = bool(header.crypt_method)
         self.backing_filename = name_text(header.backing_file)
@@ -95,9 +96,6 @@ class Qcow2(Format):
         if not flags.check:
             if incompatible & layout.CORRUPT:
                 raise ReadOnly("qcow2: Image is corrupt; cannot be opened read/write", errno=EACCES)
-            for bit, name in ((layout.EXTENDED_L2, "extended L2 entries"),):
-                if incompatible & bit:
-                    raise Unsupported("qcow2: writing images with %s is not supported" % name, errno=ENOTSUP)
         if header.autoclear_features & ~layout.KNOWN_AUTOCLEAR:
             header.autoclear_features &= layout.KNOWN_AUTOCLEAR
             self.update_record()
@@ -234,6 +232,10 @@ class Qcow2(Format):
         from . import bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
 
         del bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
+        if self.header.extended_l2:
+            from . import subclusters
+
+            del subclusters
         super().preload()
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
@@ -245,17 +247,31 @@ class Qcow2(Format):
         read_compressed(self, host_offset, view)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        self._note(offset, length)
+        if self.header.extended_l2:
+            from . import subclusters
+
+            return subclusters.reserve(self, offset, length)
         from .write import reserve
 
-        self._note(offset, length)
         return reserve(self, offset, length)
 
     def _link(self, allocs: Sequence[Alloc]) -> None:
+        if self.header.extended_l2:
+            from . import subclusters
+
+            subclusters.publish(self, allocs)
+            return
         from .write import publish
 
         publish(self, allocs)
 
     def _abort(self, allocs: Sequence[Alloc]) -> None:
+        if self.header.extended_l2:
+            from . import subclusters
+
+            subclusters.withdraw(self, allocs)
+            return
         from .write import withdraw
 
         withdraw(self, allocs)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import errno
 
+from array import array
+
 from ... import kernels
 from ...errors import Error, OptionError, Unsupported
 from ...kernels import contract as kinds
-from .discard import EMPTY_ENTRY
 from .header import COPIED, MAX_L1_SIZE, l1_entries
 from .tables import ascending, big_bytes
-from .write import free_entries, set_entries, table_parts, write_back
+from .write import entry_column, free_entries, set_entries, table_parts, write_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def grow(image: Qcow2, size: int, preallocation: str) -> None:
 def _zero_new(image: Qcow2, old: int, size: int) -> None:
     """Make the range from `old` to `size`, which is new, read as zeroes."""
     tail = min(-(-old // image.cluster_size) * image.cluster_size, size)
-    if tail > old and image.tables.find(old)[0] in (kinds.NORMAL, kinds.COMPRESSED, kinds.UNALLOCATED):
+    if tail > old and image.tables.extended:
+        image.pwrite_zeroes(old, tail - old)
+    elif tail > old and image.tables.find(old)[0] in (kinds.NORMAL, kinds.COMPRESSED, kinds.UNALLOCATED):
         if image.tables.find(old)[0] != kinds.UNALLOCATED or image.backing_filename is not None:
             image.pwrite_zeroes(old, tail - old)
     if image.backing_filename is None or tail >= size:
@@ -116,30 +119,54 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
             file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode)
         except Error as exc:
             raise Error("Failed to resize underlying file: %s" % exc, filename=image.filename, errno=exc.errno) from exc
+    cluster = wanted = -1
     for _position, l2_offset, first, count in table_parts(image, first_cluster * size, end_cluster * size, create=True):
-        for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, False, count):
+        for index, run, kind, _value in _cluster_runs(image, l2_offset, first, count):
             while kind == kinds.UNALLOCATED and run:
                 room = refcounts.room_in_block()
                 wanted = min(run, max((index + room) // SLICE, index // SLICE + 1) * SLICE - index)
                 cluster = refcounts.take_tail(wanted)
                 if not file.growable:
                     file.pwrite_zeroes(cluster * size, wanted * size)
-                set_entries(image, l2_offset, index, ascending(cluster * size | COPIED, size, wanted))
+                set_entries(image, l2_offset, index, _room(image, l2_offset, index, cluster * size | COPIED, wanted))
                 index += wanted
                 run -= wanted
     if file.growable:
-        file.truncate(refcounts.end_of_use())
+        surplus = 0  # as QEMU, which does not count the last subclusters
+        if end % size and cluster >= 0 and (cluster + wanted) * size == refcounts.end_of_use():
+            surplus = size - -(-(end % size) // image.allocation_unit) * image.allocation_unit
+        file.truncate(refcounts.end_of_use() - surplus)
+
+
+def _cluster_runs(image: Qcow2, l2_offset: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
+    """The runs of whole clusters of an L2 table."""
+    tables = image.tables
+    table = tables.cache.get(l2_offset)
+    if not tables.extended:
+        return kernels.l2_runs(table, first, count, image.cluster_size, tables.external, count)
+    runs = kernels.l2_runs(entry_column(table, first, count), 0, count, image.cluster_size, tables.external, count)
+    return [(first + index, run, kind, value) for index, run, kind, value in runs]
 
 
 def _preallocate_external(image: Qcow2, start: int, end: int, mode: str) -> None:
     """Map all clusters of a range to their places in the data file, which becomes as long."""
-    size, tables = image.cluster_size, image.tables
+    size = image.cluster_size
     if image.data_file.size < end:
         image.data_file.truncate(end, "off" if mode == "metadata" else mode)
     for position, l2_offset, first, count in table_parts(image, start // size * size, -(-end // size) * size, create=True):
-        for index, run, kind, _value in kernels.l2_runs(tables.cache.get(l2_offset), first, count, size, True, count):
+        for index, run, kind, _value in _cluster_runs(image, l2_offset, first, count):
             if kind == kinds.UNALLOCATED:
-                set_entries(image, l2_offset, index, ascending(position + (index - first) * size | COPIED, size, run))
+                set_entries(image, l2_offset, index, _room(image, l2_offset, index, position + (index - first) * size | COPIED, run))
+
+
+def _room(image: Qcow2, l2_offset: int, first: int, entry: int, count: int) -> bytes:
+    """L2 entries for clusters that follow one another, the first of which is `entry`; the bitmaps of extended ones stay."""
+    entries = ascending(entry, image.cluster_size, count)
+    if not image.tables.extended:
+        return entries
+    words = array("Q", image.tables.cache.get(l2_offset)[first * 16 : (first + count) * 16])
+    words[0::2] = array("Q", entries)
+    return words.tobytes()
 
 
 def _shrink(image: Qcow2, size: int) -> None:
@@ -168,7 +195,7 @@ def _drop(image: Qcow2, start: int, keep: int) -> None:
     for position, l2_offset, first, count in _present_parts(image, start, end):
         index = position // tables.reach
         if index < keep:
-            set_entries(image, l2_offset, first, EMPTY_ENTRY * count)
+            set_entries(image, l2_offset, first, bytes(tables.entry_size * count))
             continue
         free_entries(image, tables.cache.get(l2_offset))
         tables.cache.forget(l2_offset)

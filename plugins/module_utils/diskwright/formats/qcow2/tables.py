@@ -17,8 +17,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterator, Optional
 
+    from _thread import LockType
+
     from ...node import Node
     from .image import Qcow2
+    from .subclusters import Pending
 
     Run = tuple[int, int, int, int]
 
@@ -50,6 +53,8 @@ class Tables:
         self.fresh: set[int] = set()  # offsets of tables that no L1 entry in the file points at yet
         self.verified: set[int] = set()  # offsets of tables that are known to overlap nothing
         self._recurse: Optional[int] = None
+        self.pending: dict[int, Pending] = {}  # of clusters with subclusters, by guest offset
+        self.moves: dict[int, LockType] = {}
 
     def _capacity(self) -> int:
         """How many L2 tables the options let us keep."""
@@ -100,6 +105,10 @@ class Tables:
             runs = kernels.l2_runs(table, first, count, self.cluster_size, self.external, RUNS)
         self.verify(runs, l2_offset)
         extents = self._extents(runs, base, unit)
+        if self.extended:
+            from .subclusters import with_room
+
+            extents = with_room(self, extents, base, table)
         return extents, base + (runs[-1][0] + runs[-1][1]) * unit
 
     def verify(self, runs: list[Run], l2_offset: int) -> None:
@@ -154,14 +163,21 @@ class Tables:
         self._recurse = None
 
     def find(self, offset: int) -> tuple[int, int]:
-        """(kind without COPIED, value) of the first subcluster of the cluster at guest `offset`; see kernels.l2_runs."""
+        """(kind without COPIED, value) of the (sub)cluster at guest `offset`; see kernels.l2_runs."""
         index, rest = divmod(offset, self.reach)
         l2_offset = self.l2_offset(index)
         if not l2_offset:
             return kinds.UNALLOCATED, 0
-        look = kernels.l2_runs_extended if self.extended else kernels.l2_runs
-        run = look(self.cache.get(l2_offset), rest // self.cluster_size, 1, self.cluster_size, self.external, 1)[0]
-        return run[2] & _KIND, run[3]
+        entry, inside = divmod(rest, self.cluster_size)
+        if not self.extended:
+            run = kernels.l2_runs(self.cache.get(l2_offset), entry, 1, self.cluster_size, self.external, 1)[0]
+            return run[2] & _KIND, run[3]
+        number = entry * 32 + inside // (self.cluster_size // 32)
+        for index, count, kind, value in kernels.l2_runs_extended(self.cache.get(l2_offset), entry, 1, self.cluster_size, self.external, 32):
+            if number < index + count:
+                kind &= _KIND
+                return kind, value + (number - index) * (self.cluster_size // 32) if kind in (kinds.NORMAL, kinds.ZERO_ALLOC) else value
+        raise RuntimeError("l2_runs_extended does not cover an entry")
 
 
 def big_array(raw: bytes | bytearray | memoryview) -> array[int]:

@@ -8,6 +8,8 @@ written and go down after it is gone (https://www.qemu.org/docs/master/interop/q
 
 from __future__ import annotations
 
+from array import array
+
 from ... import kernels
 from ...kernels import contract as kinds
 from ...node import Alloc
@@ -129,9 +131,9 @@ def withdraw(image: Qcow2, allocs: Sequence[Alloc]) -> None:
 
 def set_entries(image: Qcow2, l2_offset: int, first: int, entries: bytes, free: bool = True) -> None:
     """Write L2 entries (as stored) over those from `first` on; what the old ones point at is noted as free if `free`."""
-    cache = image.tables.cache
+    cache, width = image.tables.cache, image.tables.entry_size
     table = cache.get(l2_offset)
-    low, high = first * 8, first * 8 + len(entries)
+    low, high = first * width, first * width + len(entries)
     old = table[low:high]
     table[low:high] = entries
     cache.mark(l2_offset)
@@ -144,6 +146,8 @@ def free_entries(image: Qcow2, entries: bytes | bytearray) -> None:
     if image.tables.external:
         return
     size, bits = image.cluster_size, image.header.cluster_bits
+    if image.tables.extended:
+        entries = entry_column(entries, 0, len(entries) // 16)
     count = len(entries) // 8
     at = 0
     while at < count:
@@ -157,6 +161,11 @@ def free_entries(image: Qcow2, entries: bytes | bytearray) -> None:
                 if not value & (size - 1):  # nothing sensible can be freed otherwise
                     image.refcounts.free(value // size, run)
         at = runs[-1][0] + runs[-1][1]
+
+
+def entry_column(table: bytes | bytearray, first: int, count: int) -> bytes:
+    """`count` extended L2 entries from `first` on without their bitmaps: what kernels.l2_runs takes."""
+    return array("Q", table[first * 16 : (first + count) * 16])[0::2].tobytes()
 
 
 def trim_freed(image: Qcow2) -> None:
