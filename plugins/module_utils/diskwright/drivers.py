@@ -46,6 +46,12 @@ def _luks() -> type[Node]:
     return Luks
 
 
+def _vdi() -> type[Node]:
+    from .formats.vdi import Vdi
+
+    return Vdi
+
+
 def _file() -> type[Node]:
     from .protocols.file import File
 
@@ -77,6 +83,7 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
     "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
     "raw": (_raw, ()),
+    "vdi": (_vdi, ((64, b"\x7f\x10\xda\xbe"),)),
 }
 
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {

@@ -45,8 +45,16 @@ class Subject(NamedTuple):
         return drivers.lookup_format(self.driver)
 
     def is_fixed(self) -> bool:
-        """Whether its size cannot change: a window of a file."""
+        """Whether it is a window of a file."""
         return "size" in self.runtime
+
+    def is_resizable(self) -> bool:
+        """Whether its size can change."""
+        return self.driver in RESIZABLE and not self.is_fixed()
+
+
+CHECKED = ("qcow2", "vdi")  # formats that qemu-img checks
+RESIZABLE = ("raw", "qcow2")
 
 
 V3 = {"compat": "1.1"}
@@ -74,6 +82,8 @@ SUBJECTS = [
     Subject("qcow2-data-shorter", "qcow2", {"data_file": "data", "cluster_size": 4 * K}, backing="shorter"),
     *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
     *(Subject("qcow2-v3-" + backing, "qcow2", {**V3, "cluster_size": 16 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
+    Subject("vdi", "vdi", size=3 * M + 5 * SECTOR),
+    Subject("vdi-static", "vdi", {"static": True}, size=2 * M + SECTOR),
 ]
 
 every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=[subject.name for subject in SUBJECTS])
@@ -127,9 +137,9 @@ class Image:
 
     def check(self) -> None:
         """Nothing is wrong with it: qemu-img and we agree."""
-        if self.subject.driver == "raw":
+        if self.subject.driver not in CHECKED:
             return
-        theirs = qemu_check(self.path)
+        theirs = qemu_check(self.path, self.subject.driver)
         assert theirs == 0, "qemu-img check: %d" % theirs
         with self.open(writable=False, resize=False, check=True) as node:
             result = node.check()
@@ -147,9 +157,9 @@ class Image:
         return found
 
 
-def qemu_check(path: Path) -> int:
+def qemu_check(path: Path, driver: str = "qcow2") -> int:
     """The exit code of qemu-img check: 0 clean, 2 corrupt, 3 leaking."""
-    return subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", os.fspath(path)], capture_output=True, timeout=60, check=False).returncode
+    return subprocess.run(["qemu-img", "check", "-q", "-f", driver, os.fspath(path)], capture_output=True, timeout=60, check=False).returncode
 
 
 def patches(chance: random.Random, length: int) -> bytes:
