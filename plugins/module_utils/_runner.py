@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -21,13 +22,22 @@ if TYPE_CHECKING:
     Task = Callable[[AnsibleModule], Mapping[str, Any]]
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asks the process to end; what was begun is undone first."""
+
+
 def run(task: Task, **declaration: Any) -> None:
     """Run `task` as an Ansible module with check mode, and end the process.
 
     `declaration` is what AnsibleModule takes. The task's mapping is the module's result. Error, OSError and Refusal become
-    a failure that says which file, what and where.
+    a failure that says which file, what and where. So does a signal that asks the process to end.
     """
     module = AnsibleModule(supports_check_mode=True, **declaration)
+    for number in SIGNALS:
+        signal.signal(number, _stop)
     try:
         from .diskwright import kernels
 
@@ -35,7 +45,15 @@ def run(task: Task, **declaration: Any) -> None:
         result = dict(task(module))
     except (Error, OSError, Refusal) as exc:
         module.fail_json(**failure(exc))
+    except Stopped as exc:
+        module.fail_json(msg="stopped by %s" % exc, error="Stopped")
     module.exit_json(diskwright={"version": library.__version__, "kernels": backend}, **result)
+
+
+def _stop(number: int, _frame: Any) -> None:
+    for again in SIGNALS:  # the first one is enough; undoing is not to be stopped
+        signal.signal(again, signal.SIG_IGN)
+    raise Stopped(signal.Signals(number).name)
 
 
 def failure(exc: Exception) -> dict[str, Any]:
