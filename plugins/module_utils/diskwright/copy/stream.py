@@ -77,7 +77,7 @@ def receive(
         raise Unsupported("Compression not supported for this file format")
     from ..kernels import nonzero_runs
 
-    unit = target.allocation_unit or 1
+    unit = max(target.allocation_unit, target.cluster_size if compress else 1)
     grain = -(-max(sparse_size, 1) // unit) * unit
     buffer = memoryview(bytearray(max(BUFFER // unit, 1) * unit))
     offset = 0

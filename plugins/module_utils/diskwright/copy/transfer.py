@@ -103,7 +103,8 @@ class Transfer:
         self.size = size
         self.own = own
         whole = compress or not own  # an overlay copies what it does not get from its own backing file
-        self.unit = target.allocation_unit if whole and 0 < target.allocation_unit <= UNIT_MAX else 1
+        unit = max(target.allocation_unit, target.cluster_size) if compress else target.allocation_unit  # subclusters are not compressed
+        self.unit = unit if whole and 0 < unit <= UNIT_MAX else 1
         self.sparse_size = sparse_size
         self.skip_zeroes = target_is_zero
         self.compress = compress

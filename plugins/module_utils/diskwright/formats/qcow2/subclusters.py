@@ -172,8 +172,9 @@ def _reserve_new(image: Qcow2, allocs: list[Alloc], span: tuple[int, int]) -> No
     position, end = span
     while position < end:
         if not position % size and end - position >= size:
+            untouched = image.refcounts.untouched
             cluster, taken = image.refcounts.allocate((end - position) // size)
-            allocs.append(Alloc(position, taken * size, host, cluster * size, True))
+            allocs.append(Alloc(position, taken * size, host, cluster * size, True, None, cluster >= untouched))
             position += taken * size
             continue
         low = position // size * size

@@ -103,8 +103,9 @@ def _reserve_part(image: Qcow2, allocs: list[Alloc], position: int, l2_offset: i
             allocs.append(Alloc(offset, run * size, host, value, True, REUSED))
         else:
             while run:
+                untouched = image.refcounts.untouched
                 cluster, taken = image.refcounts.allocate(run)
-                allocs.append(Alloc(offset, taken * size, host, cluster * size, True))
+                allocs.append(Alloc(offset, taken * size, host, cluster * size, True, None, host is image.file and cluster >= untouched))
                 offset += taken * size
                 run -= taken
 
