@@ -214,7 +214,10 @@ class Graph:
         flat = flatten({key: value for key, value in values.items() if key not in children})
         options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver).bind(self.objects)
         node = cls(options, flags)
-        node.probed = probed
+        if probed:
+            from .probe import probe_head
+
+            node.probed = probe_head
         describe(node, flat)
         return node
 
@@ -246,15 +249,15 @@ class Graph:
             node.attach(reference.role, self._open_reference(node, reference, chain))
 
     def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
-        resolved = resolve_name(node, reference.name)
+        resolved = resolve_name(node, reference.name) if not reference.protocol else beside_name(node, reference.name)
         try:
-            spec = parse_filename(resolved)
+            spec = parse_filename(resolved) if not reference.protocol else {"driver": _file_driver(resolved), "filename": resolved}
             if reference.format:
                 spec = with_driver(spec, reference.format)
             self.policy.admit(node, reference, spec)
             if len(chain) >= self.policy.max_chain:
                 raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
-            if _identity_of_spec(spec) in chain and _identity_of_spec(spec) is not None:
+            if not reference.protocol and _identity_of_spec(spec) in chain and _identity_of_spec(spec) is not None:
                 raise Error("Backing file '%s' creates an infinite loop." % resolved, filename=node.filename)
             return self.open_spec(spec, type(node).child_flags(reference.role, node.flags), chain)
         except Denied:
@@ -262,8 +265,9 @@ class Graph:
         except Error as exc:
             raise prefixed("Could not open backing file: " if reference.role == "backing" else "", exc, node.filename) from exc
         except OSError as exc:
+            what = "" if reference.protocol else "Could not open %s file: " % reference.role
             raise Error(
-                "Could not open %s file: Could not open '%s': %s" % (reference.role, resolved, exc.strerror or exc),
+                "%sCould not open '%s': %s" % (what, resolved, exc.strerror or exc),
                 filename=node.filename,
                 errno=exc.errno,
             ) from exc
@@ -353,6 +357,12 @@ def parse_image_opts(text: str) -> dict[str, Any]:
 def resolve_name(node: Node, name: str) -> str:
     """A stored name as seen from the working directory: relative ones are relative to the image that stores them."""
     return join_name(local_path(node) if node.filename.startswith("json:") else node.filename, name)
+
+
+def beside_name(node: Node, name: str) -> str:
+    """A path as seen from the working directory: relative ones are relative to the local file of `node`."""
+    place = local_path(node)
+    return name if name.startswith("/") else place[: place.rfind("/") + 1] + name
 
 
 def join_name(base: str, name: str) -> str:

@@ -131,14 +131,18 @@ class Alloc:
 
 
 class Reference:
-    """A file that an image names: `role` is the child's name ("backing", "data-file", "extents.0")."""
+    """A file that an image names: `role` is the child's name ("backing", "data-file", "extents.0").
 
-    __slots__ = ("role", "name", "format")
+    With `protocol` the name is a path, whatever it looks like, and the child the file itself: its content is not looked at.
+    """
 
-    def __init__(self, role: str, name: str, format: Optional[str] = None) -> None:
+    __slots__ = ("role", "name", "format", "protocol")
+
+    def __init__(self, role: str, name: str, format: Optional[str] = None, protocol: bool = False) -> None:
         self.role = role
         self.name = name
         self.format = format
+        self.protocol = protocol
 
 
 class Snapshot:
@@ -187,7 +191,8 @@ class Hooks:
     options_class: ClassVar[type[Options]]
     leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
     supports_backing: ClassVar[bool] = False
-    supports_compression: ClassVar[bool] = False
+    supports_compression: bool = False
+    needs_compression: bool = False  # it takes whole units, compressed, and nothing else
     creatable: ClassVar[bool] = False
     plain: ClassVar[bool] = False  # of a format: creating the file is all there is to creating an image
     amend_options: ClassVar[Optional[type[Options]]] = None  # what amend takes; None: nothing can be amended
@@ -202,7 +207,7 @@ class Hooks:
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
     stores_bitmaps: bool = False  # dirty bitmaps are kept when it is closed
-    probed: bool = False  # its format was told from the content, nobody named it
+    probed: Optional[Callable[[bytes, str], str]] = None  # what told its format from the content, where nobody named it
     encrypted: bool = False
     compressed: bool = False
     decodes: bool = False  # reading it is work for a processor
@@ -355,6 +360,11 @@ class Hooks:
         return 0
 
     @classmethod
+    def can_compress(cls, options: Mapping[str, Any]) -> bool:
+        """Whether an image made with these creation options, by key, can hold compressed data."""
+        return bool(cls.supports_compression)
+
+    @classmethod
     def check_creation(cls, options: Any) -> None:
         """Raise whatever `create` would raise for these options alone: it is called before anything is touched."""
 
@@ -364,9 +374,14 @@ class Hooks:
         raise Unsupported("Format driver '%s' does not support image creation" % cls.driver)
 
     @classmethod
-    def creation_files(cls, options: Any) -> dict[str, str]:
-        """Paths of the further files that an image made with `options` consists of, by the role of the child."""
+    def creation_files(cls, options: Any, filename: str) -> dict[str, str]:
+        """Paths of the further files that the image `filename` made with `options` consists of, by the role of the child."""
         return {}
+
+    @classmethod
+    def creation_needs_backing(cls, options: Any) -> bool:
+        """Whether `create_over` looks into the backing file: it is the child "backing" then."""
+        return False
 
     @classmethod
     def create_over(cls, children: Mapping[str, Node], options: Any) -> None:

@@ -15,7 +15,11 @@ PROBE_SIZE = 2048  # bytes from the start of the file that decide
 
 def probe(file: Node, filename: str) -> str:
     """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError."""
-    head = file.pread(0, min(PROBE_SIZE, file.size))
+    return probe_head(file.pread(0, min(PROBE_SIZE, file.size)), filename)
+
+
+def probe_head(head: bytes, filename: str) -> str:
+    """The name of the format of an image that begins with `head`."""
     best, score = "raw", 0
     for name, (load, magics) in drivers.FORMATS.items():
         if any(head.startswith(magic, offset) for offset, magic in magics):

@@ -63,7 +63,7 @@ def main(args: Sequence[str], ui: UI) -> int:
     spec.check_cache_mode(cache, "cache")
     spec.check_one_image_form("image_opts" in given, given.get("format"))
     with ui.progress("commit", given, 1.0) as progress:
-        progress.start()
+        progress.ends_line = False  # until there is one
         commit(
             given.operands[0],
             given.get("base"),
@@ -75,6 +75,7 @@ def main(args: Sequence[str], ui: UI) -> int:
             objects=given.objects,
             progress=progress.update,
             warn=ui.caution,
+            begin=progress.start,
         )
         progress.finish()
     ui.say("Image committed.\n")
@@ -94,18 +95,21 @@ def commit(
     policy: Optional[OpenPolicy] = None,
     progress: Optional[Callable[[int, int], None]] = None,
     warn: Optional[Callable[[str], None]] = None,
+    begin: Optional[Callable[[], None]] = None,
 ) -> None:
     """Write what the image `filename` and those below it down to `base` hold into `base`; None: its backing file.
 
     The base is made as long as the image. Then the image is emptied, if its format can, unless `drop` is set or `base`
     is named; that comes last, so that an interruption harms nothing that is read through the image. `rate` is in bytes a second, `progress`
-    is called with (bytes done, bytes in all). Raises Error.
+    is called with (bytes done, bytes in all), and `begin` once the images are open. Raises Error.
     """
     settings = cache_flags(cache)
     if settings is None:
         raise OptionError("Invalid cache option: %s" % cache)
     flags = OpenFlags(writable=True, resize=True, unmap=True, **settings)
     with Graph(policy, objects, warn).open(filename, format, flags, image_opts) as top:
+        if begin is not None:
+            begin()
         target = _find(top, filename, base)
         from ..copy.overlay import commit as bring_down
 
@@ -114,8 +118,14 @@ def commit(
         target.change_flags(flags.but(no_flush=before.no_flush, perm=CONSISTENT_READ | WRITE | RESIZE, shared=exclusive))
         if target.size < top.size:
             target.truncate(top.size)
-        bring_down(top, target, rate=rate, progress=progress)
-        target.flush()
+        try:
+            bring_down(top, target, rate=rate, progress=progress)
+            target.flush()
+        except Error as exc:
+            import os
+
+            reason = os.strerror(exc.errno) if exc.errno else str(exc)
+            raise Error("Block job failed: " + reason, filename=target.filename, offset=exc.offset, errno=exc.errno, hint=str(exc)) from exc
         if not drop and base is None and isinstance(top, Format):
             try:
                 top.make_empty()

@@ -7,6 +7,8 @@ QEMU's block driver reference describes the options.
 
 from __future__ import annotations
 
+import errno
+
 from ..errors import Error, OptionError
 from ..extent import PASS, Extent
 from ..node import RESIZE, Alloc, Format, Measure, OpenFlags
@@ -82,7 +84,20 @@ class Raw(Format):
         return (Extent(offset, length, PASS, self.file, self.start + offset),)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
+        if self.probed is not None and offset < SECTOR:
+            head = min(length, SECTOR - offset)
+            rest = [Alloc(SECTOR, length - head, self.file, self.start + SECTOR)] if length > head else []
+            return [Alloc(offset, head, self, offset), *rest]
         return [Alloc(offset, length, self.file, self.start + offset)]
+
+    def _pwrite(self, host_offset: int, view: memoryview) -> None:
+        """The first sector of an image that nobody said is raw: were a guest to make it look like another format, the next to
+        open it would read what the guest's metadata names."""
+        head = bytearray(self.file.pread(0, min(SECTOR, self.file.size)).ljust(SECTOR, b"\0"))
+        head[host_offset : host_offset + len(view)] = view
+        if self.probed is not None and self.probed(bytes(head), "") != self.driver:
+            raise Error("%s: Operation not permitted" % self.filename, filename=self.filename, errno=errno.EPERM)
+        self.file.write_hosted(host_offset, view)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
         self.file.pwrite_zeroes(self.start + offset, length, unmap)
