@@ -59,6 +59,7 @@ RESIZABLE = ("raw", "qcow2")
 
 V3 = {"compat": "1.1"}
 V2 = {"compat": "0.10"}
+SUB = {"extended_l2": True}
 
 SUBJECTS = [
     Subject("raw", "raw"),
@@ -78,6 +79,11 @@ SUBJECTS = [
     Subject("qcow2-full", "qcow2", {"preallocation": "full", "cluster_size": 16 * K}),
     Subject("qcow2-direct", "qcow2", {"cluster_size": 512}, flags={"direct": True}),
     Subject("qcow2-data", "qcow2", {"data_file": "data", "cluster_size": 4 * K}),
+    Subject("qcow2-sub-16k", "qcow2", {**SUB, "cluster_size": 16 * K}),
+    Subject("qcow2-sub-metadata", "qcow2", {**SUB, "preallocation": "metadata", "cluster_size": 32 * K}, backing="longer"),
+    Subject("qcow2-sub-shorter", "qcow2", SUB, backing="shorter"),
+    Subject("qcow2-sub-2M", "qcow2", {**SUB, "cluster_size": 2 * M}, size=9 * M + SECTOR, backing="equal"),
+    Subject("qcow2-sub-data", "qcow2", {**SUB, "data_file": "data", "cluster_size": 16 * K}, backing="equal"),
     Subject("qcow2-data-raw", "qcow2", {"data_file": "data", "data_file_raw": True, "cluster_size": 4 * K}),
     Subject("qcow2-data-shorter", "qcow2", {"data_file": "data", "cluster_size": 4 * K}, backing="shorter"),
     *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
@@ -116,7 +122,7 @@ class Image:
         writable = OpenFlags(writable=True, resize=True)
         with ExitStack() as stack:
             children = {"file": stack.enter_context(Graph().open(str(self.path), "file", writable))}
-            for role, name in subject.format.creation_files(record).items():
+            for role, name in subject.format.creation_files(record, str(self.path)).items():
                 Path(name).write_bytes(b"")
                 children[role] = stack.enter_context(Graph().open(name, "raw", writable))
             subject.format.create_over(children, record)

@@ -138,6 +138,8 @@ CRASHES = [
     Subject("64k", "qcow2", {}, size=2 * M),
     # so much data that the refcount table has to move
     Subject("table-moves", "qcow2", {"cluster_size": 512, "refcount_bits": 64}, size=3 * M),
+    Subject("sub-16k", "qcow2", {"extended_l2": True, "cluster_size": 16 * K}, size=600 * K),
+    Subject("sub-32k", "qcow2", {"extended_l2": True, "cluster_size": 32 * K}, size=600 * K, backing="shorter"),
     Subject("lazy", "qcow2", {"cluster_size": 1 * K, "lazy_refcounts": True}, size=300 * K),
 ]
 POINTS = 14  # crashes tried of each log, twice
