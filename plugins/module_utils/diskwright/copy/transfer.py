@@ -195,15 +195,19 @@ class Transfer:
         runs, zeroes = self._select(batch, buffer)
         if self.rate:
             self._hold_back(sum(run[1] for run in runs))
-        encoded = [self.target.encode(buffer[at : at + count]) for at, count in self._units(runs)] if self.compress else []
+        units = self._units(batch, runs) if self.compress else []
+        encoded = [self.target.encode(buffer[at : at + count]) for at, count in units]
         if self.ordered:
             turn.wait()
         position = 0
         try:
             if self.compress:
-                for (at, count), stored in zip(self._units(runs), encoded):
-                    position = at
-                    self.target.write_compressed(place(batch, at), buffer[at : at + count], stored)
+                for (at, count), stored in zip(units, encoded):
+                    position, offset = at, place(batch, at)
+                    if count < self.unit and (offset % self.unit or offset + count < self.target.size):  # the target has some of its subclusters
+                        self.target.pwrite(offset, buffer[at : at + count])
+                    else:
+                        self.target.write_compressed(offset, buffer[at : at + count], stored)
             else:
                 position = runs[0][0] if runs else 0
                 self._write(batch, runs, buffer, turn)
@@ -223,10 +227,17 @@ class Transfer:
             return runs, []
         return runs, [gap for _offset, length, _reads, base in batch for gap in rest(within(runs, base, base + length), base, base + length)]
 
-    def _units(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Runs cut into allocation units: (offset in the buffer, length)."""
+    def _units(self, batch: Sequence[Part], runs: Sequence[Span]) -> list[Span]:
+        """Runs cut at the bounds of allocation units: (offset in the buffer, length)."""
         unit = self.unit
-        return [(at, min(unit, start + count - at)) for start, count in runs for at in range(start, start + count, unit)]
+        units: list[Span] = []
+        for at, count in runs:
+            end = at + count
+            while at < end:
+                step = min(unit - place(batch, at) % unit, end - at)
+                units.append((at, step))
+                at += step
+        return units
 
     def _write(self, batch: Sequence[Part], runs: Sequence[Span], buffer: memoryview, turn: Optional[Turn]) -> None:
         """Write runs of the buffer, which holds the pieces.

@@ -10,6 +10,7 @@ from array import array
 
 from ... import kernels
 from ...errors import Error, OptionError, Unsupported
+from ...extent import ZERO
 from ...kernels import contract as kinds
 from .header import COPIED, MAX_L1_SIZE, l1_entries
 from .tables import ascending, big_bytes
@@ -71,7 +72,9 @@ def _zero_new(image: Qcow2, old: int, size: int) -> None:
     """Make the range from `old` to `size`, which is new, read as zeroes."""
     tail = min(-(-old // image.cluster_size) * image.cluster_size, size)
     if tail > old and image.tables.extended:
-        image.pwrite_zeroes(old, tail - old)
+        for extent in image.resolve(old, tail - old):
+            if not extent.status & ZERO:
+                image.pwrite_zeroes(extent.offset, extent.length)
     elif tail > old and image.tables.find(old)[0] in (kinds.NORMAL, kinds.COMPRESSED, kinds.UNALLOCATED):
         if image.tables.find(old)[0] != kinds.UNALLOCATED or image.backing_filename is not None:
             image.pwrite_zeroes(old, tail - old)
