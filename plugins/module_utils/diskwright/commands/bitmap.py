@@ -114,6 +114,7 @@ def bitmap(
     source_format: Optional[str] = None,
     format: Optional[str] = None,
     image_opts: bool = False,
+    no_io: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
     warn: Optional[Callable[[str], None]] = None,
@@ -121,15 +122,16 @@ def bitmap(
     """Do `actions`, one after the other, with the dirty bitmap `name` of the image `filename`.
 
     Each is a pair: a word of ACTIONS, and for "merge" the name of a bitmap of this image or of `source_file` (else "").
-    `granularity` is in bytes, 0 for the default. When one fails those before it are done. Raises OptionError, Error or OSError.
+    `granularity` is in bytes, 0 for the default. With `no_io` neither the backing file nor the passphrase of an encrypted
+    image is asked for: bitmaps need neither. When one fails those before it are done. Raises OptionError, Error or OSError.
     """
     failure: Optional[Error] = None
     graph = Graph(policy, objects, warn)
-    with graph.open(filename, format, OpenFlags(writable=True), image_opts) as node:
+    with graph.open(filename, format, OpenFlags(writable=True, no_io=no_io, no_backing=no_io), image_opts) as node:
         other: Optional[Node] = None
         try:
             if source_file is not None:
-                other = _open_source(graph, node, source_file, source_format)
+                other = _open_source(graph, node, source_file, source_format, no_io)
             for action, source in actions:
                 try:
                     _apply(node, node if other is None else other, name, action, source, granularity)
@@ -144,7 +146,7 @@ def bitmap(
         raise failure
 
 
-def _open_source(graph: Graph, node: Node, filename: str, format: Optional[str]) -> Node:
+def _open_source(graph: Graph, node: Node, filename: str, format: Optional[str], no_io: bool) -> Node:
     """The image that has the bitmap to merge: `node`, if it is the same file."""
     try:
         status = os.stat(filename)
@@ -152,7 +154,7 @@ def _open_source(graph: Graph, node: Node, filename: str, format: Optional[str])
             return node
     except (OSError, ValueError):
         pass  # opening it will tell
-    return graph.open(filename, format, OpenFlags(no_backing=True))
+    return graph.open(filename, format, OpenFlags(no_io=no_io, no_backing=True))
 
 
 def _apply(node: Node, other: Node, name: str, action: str, source: str, granularity: int) -> None:
