@@ -61,6 +61,7 @@ class Progress:
         self._shown = -1.0  # what the plain form has printed last, in percent
         self._began = self._next = 0.0
         self._old_action: Any = None
+        self.ends_line = True  # whether leaving ends the line of the plain form
 
     def __enter__(self) -> Progress:
         self._began = monotonic()
@@ -80,7 +81,7 @@ class Progress:
 
             signal(SIGUSR1, self._old_action)
         self._ui.before = None
-        if self._form == "plain":
+        if self._form == "plain" and self.ends_line:
             self._ui.write("\n")
             self._ui.flush()
         elif self._form == "bar":
@@ -116,6 +117,7 @@ class Progress:
 
     def start(self) -> None:
         """Show 0 % before anything is known."""
+        self.ends_line = True
         if self._form == "plain":
             self._show_plain()
 

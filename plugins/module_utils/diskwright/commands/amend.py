@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..graph import OpenPolicy
     from ..node import Node
+    from ..progress import Progress
     from .ui import UI
 
 COMMAND = Command(
@@ -48,30 +49,37 @@ def main(args: Sequence[str], ui: UI) -> int:
         raise UsageError("Must specify options (-o)")
     spec.settle_progress_argument(given, 1, 1)
     options = given["options"]
+    with ui.progress("amend", given, 1.0) as progress:
+        try:
+            _run(given, ui, progress, options)
+        except spec.Answer as answer:
+            ui.write(str(answer))
+    return 0
+
+
+def _run(given: spec.Given, ui: UI, progress: Progress, options: str) -> None:
     wants_help = spec.wants_help(options)
     if wants_help and given.get("format"):
         raise spec.Answer(options_help(given["format"]))
-    with ui.progress("amend", given, 1.0) as progress:
-        if len(given.operands) != 1:
-            raise OptionError("Expecting one image file name")
-        cache = given.get("cache", "writeback")
-        spec.check_cache_mode(cache, "cache")
-        spec.check_one_image_form("image_opts" in given, given.get("format"))
-        amend(
-            given.operands[0],
-            options,
-            format=given.get("format"),
-            image_opts="image_opts" in given,
-            cache=cache,
-            force="force" in given,
-            objects=given.objects,
-            progress=progress.update,
-            warn=ui.caution,
-            begin=progress.start,
-            asks=wants_help,
-        )
-        progress.finish()
-    return 0
+    if len(given.operands) != 1:
+        raise OptionError("Expecting one image file name")
+    cache = given.get("cache", "writeback")
+    spec.check_cache_mode(cache, "cache")
+    spec.check_one_image_form("image_opts" in given, given.get("format"))
+    amend(
+        given.operands[0],
+        options,
+        format=given.get("format"),
+        image_opts="image_opts" in given,
+        cache=cache,
+        force="force" in given,
+        objects=given.objects,
+        progress=progress.update,
+        warn=ui.caution,
+        begin=progress.start,
+        asks=wants_help,
+    )
+    progress.finish()
 
 
 def options_help(format: str) -> str:
@@ -104,7 +112,7 @@ def amend(
 
     `force` allows what may make the image unusable. `progress` is called with (steps done, steps in all). Raises
     OptionError for options that the format has not, or cannot change; Error. `begin` is called once the image is open and
-    `asks` is for a command line that wants the list of options of whatever format the image has.
+    the options are read; `asks` is for a command line that wants the list of options of whatever format the image has.
     """
     settings = cache_flags(cache)
     if settings is None:
@@ -116,9 +124,10 @@ def amend(
         record = getattr(node, "amend_options", None)
         if record is None:
             raise OptionError("Format driver '%s' does not support option amendment" % node.driver, filename=filename)
+        values = _read(node, record, options)
         if begin is not None:
             begin()
-        node.amend(record.from_mapping(_read(node, record, options)).bind(objects or {}), force, progress)
+        node.amend(record.from_mapping(values).bind(objects or {}), force, progress)
 
 
 def _read(node: Node, record: Any, text: str) -> dict[str, Any]:

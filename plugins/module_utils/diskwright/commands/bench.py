@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from ..copy.crew import Crew
-from ..errors import Error, OptionError, Unsupported
+from ..errors import Error, OptionError
+from ..getopt import Parser
 from ..graph import Graph
 from ..node import OpenFlags, cache_flags
 from . import spec
@@ -23,9 +26,18 @@ MAX_NUMBER = (1 << 31) - 1
 MAX_THREADS = 64  # requests under way at a time; a larger depth waits in line
 
 
+AIO = ("threads", "native", "io_uring")
+
+
 def _aio_argument(text: str) -> str:
-    if text not in ("threads", "native", "io_uring"):
+    if text not in AIO:
         raise OptionError("Invalid aio option: %s" % text)
+    return text
+
+
+def _cache_argument(text: str) -> str:
+    if cache_flags(text) is None:
+        raise OptionError("Invalid cache mode")
     return text
 
 
@@ -46,7 +58,7 @@ COMMAND = Command(
         Option("-q", key="quiet", help="print nothing but errors", extra="--quiet"),
         spec.FORMAT,
         spec.IMAGE_OPTS,
-        spec.WRITE_CACHE,
+        Option("-t --cache", VALUE, "CACHE", spec.WRITE_CACHE.help, key="cache", check=_cache_argument),
         Option(
             "-c --count", VALUE, "COUNT", "number of requests (default: 75000)", check=spec.number_argument("request count", 1, MAX_NUMBER)
         ),
@@ -56,7 +68,13 @@ COMMAND = Command(
         Option("-o --offset", VALUE, "OFFSET", "where the first request begins (default: 0)", check=spec.size_argument("offset")),
         Option("-s --buffer-size", VALUE, "BUFFER_SIZE", "bytes of a request (default: 4096)", check=_size("buffer size", 1)),
         Option("-S --step-size", VALUE, "STEP_SIZE", "from one request to the next (default: BUFFER_SIZE)", check=_size("step size", 0)),
-        Option("-i --aio", VALUE, "AIO", "threads (default), native or io_uring; native needs a cache\nmode without the host's cache", check=_aio_argument),
+        Option(
+            "-i --aio",
+            VALUE,
+            "AIO",
+            "threads (default), native or io_uring; native needs a cache\nmode without the host's cache, and is done by threads",
+            check=_aio_argument,
+        ),
         Option("-n --native", FLAG, help="the same as -i native"),
         Option("-w --write", FLAG, help="write; what the image holds is lost"),
         Option("--pattern", VALUE, "PATTERN", "the byte to write, 0 to 255 (default: 0)", check=spec.number_argument("pattern byte", 0, 255)),
@@ -76,10 +94,18 @@ COMMAND = Command(
 
 def main(args: Sequence[str], ui: UI) -> int:
     """Run `bench` with the arguments `args`; the exit code."""
-    given = COMMAND.read(args, ui)
+    given = spec.Given()
+    aio: set[str] = set()
+    for option, value in COMMAND.parse(Parser(COMMAND.options, args, ui.posixly_correct), ui):
+        if option is None:
+            given.operands.append(value or "")
+            continue
+        COMMAND.take(given, option, value)
+        if option.key == "aio":
+            aio.add(given["aio"])
+        elif option.key == "native":
+            aio.add("native")
     ui.quiet = "quiet" in given
-    if "cache" in given and cache_flags(given["cache"]) is None:
-        raise OptionError("Invalid cache mode")
     if len(given.operands) != 1:
         raise UsageError("Expecting one image file name")
     write, interval, depth = "write" in given, given.get("flush_interval", 0), given.get("depth", 64)
@@ -94,7 +120,7 @@ def main(args: Sequence[str], ui: UI) -> int:
     def begin() -> None:
         ui.say(
             "Sending %d %s requests, %d bytes each, %d in parallel (starting at offset %d, step size %d)\n"
-            % (given.get("count", 75000), "write" if write else "read", size, min(depth, given.get("count", 75000)), given.get("offset", 0), step)
+            % (given.get("count", 75000), "write" if write else "read", size, depth, given.get("offset", 0), step)
         )
         if interval:
             ui.say("Sending flush every %d requests\n" % interval)
@@ -105,7 +131,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         format=given.get("format"),
         image_opts="image_opts" in given,
         cache=given.get("cache", "writeback"),
-        aio="native" if "native" in given else given.get("aio", "threads"),
+        aio=next((mode for mode in ("native", "io_uring") if mode in aio), "threads"),
         count=given.get("count", 75000),
         depth=depth,
         buffer_size=size,
@@ -114,6 +140,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         write=write,
         pattern=given.get("pattern", 0),
         flush_interval=interval,
+        drain="no_drain" not in given,
         force_share="force_share" in given,
         begin=begin,
         warn=ui.caution,
@@ -137,6 +164,7 @@ def bench(
     write: bool = False,
     pattern: int = 0,
     flush_interval: int = 0,
+    drain: bool = True,
     force_share: bool = False,
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
@@ -146,69 +174,90 @@ def bench(
     """Send `count` requests of `buffer_size` bytes, the first at `offset`, each `step_size` behind the one before, around
     the end of the image; the seconds that they took.
 
-    As many threads as `depth` says, up to MAX_THREADS, send them; `aio` is what QEMU would use, and only says which cache modes go with it.
-    `begin` is called before the first. Raises Error "Failed request: ...".
+    Up to `depth` are under way at a time: of as many threads, at most MAX_THREADS, or with the `aio` "io_uring" in the kernel.
+    Each `flush_interval` writes are flushed, with `drain` only once they are all done.
+    `begin` is called before the first. Raises Error "Failed request: ...", and as opening does for an `aio` that cannot be.
     """
     settings = cache_flags(cache)
     if settings is None:
         raise OptionError("Invalid cache mode")
-    if aio == "native" and not settings.get("direct"):
-        raise Unsupported(
-            "Could not open '%s': aio=native was specified, but it requires cache.direct=on, which was not specified." % filename, filename=filename
-        )
+    if aio not in AIO:
+        raise OptionError("Invalid aio option: %s" % aio)
     flags = OpenFlags(writable=write, unmap=True, force_share=force_share, **settings)
     if write and force_share:
         raise OptionError("Could not open '%s': force-share=on can only be used with read-only images" % filename)
-    with Graph(policy, objects, warn).open(filename, format, flags, image_opts) as node:
+    with AioGraph(aio, policy, objects, warn).open(filename, format, flags, image_opts) as node:
+        requests: Requests
+        run = (node, count, buffer_size, offset, step_size, bytes((pattern,)) if write else b"", flush_interval, drain)
+        if getattr(_file_below(node).options, "aio", "") == "io_uring":
+            from .bench_uring import RingRequests
+
+            requests = RingRequests(*run)
+        else:
+            requests = Requests(*run)
         if begin is not None:
             begin()
-        run = Requests(node, count, buffer_size, offset, step_size, bytes((pattern,)) if write else b"")
-        run.flush_interval = flush_interval
         try:
-            return run.time(max(1, min(depth, count, MAX_THREADS)))
+            return requests.time(depth)
         except (Error, OSError) as exc:
             import os
 
             raise Error("Failed request: %s" % os.strerror(getattr(exc, "errno", None) or 5), filename=filename, hint=None) from exc
 
 
+def _file_below(node: Node) -> Node:
+    """The protocol node that `node` has its bytes in."""
+    while "file" in node.children:
+        node = node.children["file"]
+    return node
+
+
+class AioGraph(Graph):
+    """A graph whose files are read and written by `aio`, where nothing else is said of them."""
+
+    def __init__(self, aio: str, *rest: Any) -> None:
+        super().__init__(*rest)
+        self._aio = aio
+
+    def open_spec(self, spec: Mapping[str, Any], flags: OpenFlags, above: tuple[Any, ...] = ()) -> Node:
+        if self._aio != "threads" and spec.get("driver") in ("file", "host_device", "host_cdrom") and "aio" not in spec:
+            spec = {**spec, "aio": self._aio}
+        return super().open_spec(spec, flags, above)
+
+
 class Requests:
     """The requests of one run; `pattern` is the byte to write, none to read."""
 
-    def __init__(self, node: Node, count: int, size: int, offset: int, step: int, pattern: bytes) -> None:
+    def __init__(self, node: Node, count: int, size: int, offset: int, step: int, pattern: bytes, flush_interval: int, drain: bool) -> None:
         self.node = node
         self.count = count
         self.size = size
         self.offset = offset
         self.step = step
         self.data = pattern * size
-        self.flush_interval = 0
+        self.flush_interval = flush_interval
+        self.drain = drain
 
-    def time(self, threads: int) -> float:
-        """Send all of them by so many threads; the seconds it took. Raises the first failure."""
-        from time import monotonic
-
+    def time(self, depth: int) -> float:
+        """Send all of them, `depth` at a time; the seconds it took. Raises the first failure."""
         start = monotonic()
-        batch = self.flush_interval or self.count
+        batch = self.flush_interval if self.drain and self.flush_interval else self.count
         sent = 0
         while sent < self.count:
             part = min(batch, self.count - sent)
-            self._crew = Crew(self._offsets(part))
-            self._crew.run(self._member, min(threads, part))
+            self._crew = Crew(self.offsets(part))
+            self._crew.run(self._member, min(depth, part, MAX_THREADS))
             sent += part
-            if self.flush_interval and part == batch:
+            if self.drain and self.flush_interval and part == batch:
                 self.node.flush()
         return monotonic() - start
 
-    def _offsets(self, count: int) -> Iterator[int]:
+    def offsets(self, count: int) -> Iterator[tuple[int, bool]]:
+        """Where the next `count` requests begin, and whether a flush follows at once, others being under way."""
         node_size = self.node.size
-        for _number in range(count):
-            yield self.offset
-            self.offset += self.step
-            if node_size <= self.size:
-                self.offset = 0
-            elif self.offset + self.size > node_size:
-                self.offset %= node_size - self.size
+        for number in range(1, count + 1):
+            yield self.offset, bool(self.flush_interval) and not self.drain and not number % self.flush_interval
+            self.offset = (self.offset + self.step) % node_size if node_size else 0
 
     def _member(self) -> None:
         """What each thread does."""
@@ -218,8 +267,10 @@ class Requests:
             item = self._crew.take()
             if item is None:
                 return
-            offset = item[0]
+            offset, flush = item[0]
             if buffer is not None:
                 node.pread_into(offset, buffer)
             else:
                 node.pwrite(offset, self.data)
+            if flush:
+                node.flush()

@@ -145,10 +145,10 @@ def _check(node: Node, backing: Optional[str], backing_format: Optional[str], co
 def _refuse(node: Node, backing: Optional[str], backing_format: Optional[str]) -> None:
     """Raise Error for what makes the change of the name fail, before anything is written."""
     reason = ""
-    if not node.supports_backing:
-        reason = "Operation not supported"
-    elif backing and backing_format is None:
+    if backing and backing_format is None:
         reason = "backing format must be specified"
+    elif not node.supports_backing:
+        reason = "Operation not supported"
     if reason:
         raise OptionError("Could not change the backing file to '%s': %s" % ("(null)" if backing is None else backing, reason), filename=node.filename)
 

@@ -31,7 +31,7 @@ class FileOptions(Options):
     """Runtime options of file and host_device."""
 
     filename: str = opt("", help="path of the file")
-    aio: str = opt("threads", choices=("threads", "native", "io_uring"), refusal=BAD_VALUE, help="how QEMU would issue requests; no difference here")
+    aio: str = opt("threads", choices=("threads", "native", "io_uring"), refusal=BAD_VALUE, help="how QEMU would issue requests; only bench makes a difference")
     aio_max_batch: int = opt(0, help="how many requests QEMU would submit at once; no difference here")
     locking: str = opt("auto", choices=("auto", "on", "off"), refusal=BAD_VALUE, help="lock the image; auto: where the host can")
     pr_manager: Optional[str] = opt(None, help="id of the object that makes persistent reservations")
@@ -78,13 +78,13 @@ class File(Protocol):
         self._growing = allocate_lock()  # direct I/O only: held by writes that may touch the end
         if not self._name:
             raise OptionError("The '%s' block driver requires a file name" % self.driver)
-        if options.aio == "native" and not flags.direct:
-            raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
         if options.pr_manager is not None:
             raise OptionError("No persistent reservation manager with id '%s'" % options.pr_manager)
         self._fd = -1
         try:
             self._fd = self._open(self._name)
+            if options.aio == "native" and not flags.direct:
+                raise OptionError("aio=native was specified, but it requires cache.direct=on, which was not specified.")
             self._examine()
             self._permit(*flags.permissions())
         except BaseException:
