@@ -84,7 +84,6 @@ HANGS = ("size-", "raw-sparse", "extensions-many", "backing-itself", "backing-lo
 # Attacks with another outcome, and why.
 DIFFERENT = {
     "header-version-1": "there is no driver for the first qcow yet, so it is raw",
-    "header-crypt-1": "encryption is not there yet",
     "backing-chain-too-deep": "chains have a limit",
 }
 # What comes on top of MEMORY: tables within their limits of 32 MiB (L1) and 64 MiB (snapshots), once for each time that the image is open.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from qcow2_images import check_theirs, make, make_theirs, open_image, read_theirs, tool
 
-from diskwright.errors import Error, Unsupported
+from diskwright.errors import Error
 from diskwright.formats.qcow2 import Qcow2
 from diskwright.units import parse_size
 
@@ -124,12 +124,6 @@ def test_refusals(tmp_path: Path, options: str) -> None:
     with pytest.raises(Error) as caught:
         make(tmp_path / "ours", size, options)
     assert str(caught.value) == said
-
-
-@pytest.mark.parametrize("options", ["encrypt.format=luks,encrypt.key-secret=s"])
-def test_what_is_not_there_yet(tmp_path: Path, options: str) -> None:
-    with pytest.raises(Unsupported):
-        make(tmp_path / "ours", M, options)
 
 
 SIZES = ["0", "512", "1M", "1G", "100G", "10T", "100P"]

@@ -290,16 +290,6 @@ def test_reading_what_qemu_io_wrote(tmp_path: Path, options: str, backed: bool) 
             open_image(path)
 
 
-def test_encryption_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    tool("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
-         "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "1M")  # fmt: skip
-    with pytest.raises(Unsupported, match="LUKS"):
-        open_image(path, writable=False)
-    with Graph().open(str(path), "qcow2", INFO) as node:
-        assert node.encrypted
-
-
 def test_a_missing_data_file_name(tmp_path: Path, empty: bytes) -> None:
     path = tmp_path / "image"
     path.write_bytes(edited(empty, (72, "Q", 4)))

@@ -5,16 +5,27 @@
 from __future__ import annotations
 
 from ..errors import Error, OptionError
+from ..options import Options, SecretRef, opt
 from .luks import SLOTS
 from .secrets import passphrase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Optional
 
     from .luks import Read, Volume, Write
 
 DEFAULT_ITER_TIME = 2000  # milliseconds
+
+
+class LuksAmendOptions(Options):
+    """What amend is told about key slots."""
+
+    state: str = opt(help="active adds a passphrase, inactive erases key slots", choices=("active", "inactive"))
+    new_secret: Optional[SecretRef] = opt(None, help="id of the secret object with the passphrase to add")
+    old_secret: Optional[SecretRef] = opt(None, help="id of the secret object whose key slots are erased")
+    keyslot: Optional[int] = opt(None, help="number of the key slot, 0 to 7")
+    iter_time: Optional[int] = opt(None, help="milliseconds that trying a passphrase takes (default: 2000)")
 
 
 def amend(volume: Volume, options: Any, force: bool, read: Read, write: Write, flush: Callable[[], None]) -> None:

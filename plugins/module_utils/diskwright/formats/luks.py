@@ -11,11 +11,13 @@ import errno
 
 from ..crypto.ciphers import IVGENS, KNOWN, MODES, SECTOR
 from ..crypto.hashes import HASHES
+from ..crypto.keyslots import LuksAmendOptions
 from ..crypto.luks import MAGIC, Parameters, Volume, format_luks
 from ..crypto.secrets import passphrase
+from ..encrypted import EncryptedSectors
 from ..errors import Corrupt, Error, OptionError
 from ..extent import ALLOCATED, DATA, Extent
-from ..node import CHUNK, Alloc, Format, Measure, OpenFlags
+from ..node import Alloc, Format, Measure, OpenFlags
 from ..options import Options, SecretRef, Size, opt
 
 TYPE_CHECKING = False
@@ -52,17 +54,7 @@ class LuksCreateOptions(Options):
     preallocation: str = opt("off", help="how space is taken for the disk", choices=("off", "metadata", "falloc", "full"), hidden=True)
 
 
-class LuksAmendOptions(Options):
-    """Options of amend for luks."""
-
-    state: str = opt(help="active adds a passphrase, inactive erases key slots", choices=("active", "inactive"))
-    new_secret: Optional[SecretRef] = opt(None, help="id of the secret object with the passphrase to add")
-    old_secret: Optional[SecretRef] = opt(None, help="id of the secret object whose key slots are erased")
-    keyslot: Optional[int] = opt(None, help="number of the key slot, 0 to 7")
-    iter_time: Optional[int] = opt(None, help="milliseconds that trying a passphrase takes (default: 2000)")
-
-
-class Luks(Format):
+class Luks(EncryptedSectors, Format):
     """A LUKS volume."""
 
     driver = "luks"
@@ -72,7 +64,6 @@ class Luks(Format):
     creatable = True
     strong_options = ("key-secret",)
     encrypted = True
-    request_alignment = SECTOR
 
     def __init__(self, options: LuksOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
@@ -93,11 +84,11 @@ class Luks(Format):
     def _write_header(self, offset: int, data: bytes) -> None:
         self._holder.write_hosted(offset, memoryview(data))
 
-    def _cipher(self) -> SectorCipher:
-        cipher = self.volume.cipher
-        if cipher is None:  # opened for its metadata only
-            raise Error("Parameter 'key-secret' is required for cipher", filename=self.filename)
-        return cipher
+    def _cipher(self) -> Optional[SectorCipher]:
+        return self.volume.cipher
+
+    def _stored(self, host_offset: int) -> tuple[Node, int, int]:
+        return self.file, self._start + host_offset, host_offset // SECTOR
 
     # -- the disk ------------------------------------------------------------------------------------------------
 
@@ -106,39 +97,6 @@ class Luks(Format):
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         return [Alloc(offset, length, self, offset)]
-
-    def read_own(self, host_offset: int, view: memoryview) -> None:
-        """See Node.read_own; whole sectors are decrypted where they are wanted."""
-        if (host_offset | len(view)) % SECTOR:
-            super().read_own(host_offset, view)
-        else:
-            self._pread_into(host_offset, view)
-
-    def write_own(self, host_offset: int, view: memoryview) -> None:
-        """See Node.write_own; whole sectors need not be read before."""
-        if (host_offset | len(view)) % SECTOR:
-            super().write_own(host_offset, view)
-            return
-        entry = self.serialise(host_offset, len(view), SECTOR)
-        try:
-            self._pwrite(host_offset, view)
-        finally:
-            self.release(entry)
-
-    def _pread_into(self, host_offset: int, view: memoryview) -> None:
-        inside = max(0, min(len(view), self.file.size - self._start - host_offset))
-        if inside:
-            self.file.pread_into(self._start + host_offset, view[:inside])
-        if inside < len(view):
-            view[inside:] = bytes(len(view) - inside)
-        self._cipher().decrypt(host_offset // SECTOR, view)
-
-    def _pwrite(self, host_offset: int, view: memoryview) -> None:
-        cipher = self._cipher()
-        for position in range(0, len(view), CHUNK):
-            stored = bytearray(view[position : position + CHUNK])
-            cipher.encrypt((host_offset + position) // SECTOR, stored)
-            self.file.write_hosted(self._start + host_offset + position, memoryview(stored))
 
     def _truncate(self, size: int, preallocation: str) -> None:
         if size > MAX_LENGTH - self._start:

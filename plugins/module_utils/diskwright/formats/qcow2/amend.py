@@ -39,8 +39,9 @@ def amend(image: Qcow2, options: Qcow2AmendOptions, force: bool, progress: Optio
     if version > header.version:
         _upgrade(image)
         tell(1, 2)
-    if any(key.startswith("encrypt.") for key in values):
-        _amend_encryption(image, options, force)
+    slots = {key: value for key, value in values.items() if key.startswith("encrypt.")}
+    if slots and image.encryption is not None:
+        image.encryption.amend(slots, force)
     order = values["refcount_bits"].bit_length() - 1 if "refcount_bits" in values else header.refcount_order
     if order != header.refcount_order:
         if version < 3 and order != 4:
@@ -73,11 +74,6 @@ def _check_values(image: Qcow2, values: Mapping[str, Any]) -> None:
     bits = values.get("refcount_bits", 16)
     if not 1 <= bits <= 64 or bits & (bits - 1):
         raise OptionError("Refcount width must be a power of two and may not exceed 64 bits")
-
-
-def _amend_encryption(image: Qcow2, _options: Qcow2AmendOptions, _force: bool) -> None:
-    """Change key slots."""
-    raise Unsupported("Only LUKS encryption options can be amended for qcow2 with amend", filename=image.filename, errno=errno.ENOTSUP)
 
 
 def _amend_data_file(image: Qcow2, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from ... import kernels
-from ...errors import Error, OptionError, Unsupported
+from ...errors import Error, OptionError
 from ...node import OpenFlags
 from . import header as layout
 from .options import Qcow2Options
@@ -42,8 +42,13 @@ def create(cls: type[Qcow2], children: Mapping[str, Node], options: Qcow2CreateO
     grow(image, options.size, "metadata" if options.data_file_raw and options.preallocation == "off" else options.preallocation)
     if data_file is not None:
         data_file.truncate(image.size)
+    encrypted = options.wants_encryption()
+    if encrypted:
+        from .encryption import set_up
+
+        set_up(image, options)
     image.write_back()
-    if backing is not None:
+    if backing is not None or encrypted:
         image.header.backing_file = backing
         image.update_header()
 
@@ -52,7 +57,6 @@ def plan_header(options: Qcow2CreateOptions) -> layout.Header:
     """The header that the options ask for, without tables. Raises OptionError or Unsupported in QEMU's words."""
     version = check_values(options)
     check_combination(options, version)
-    _refuse_unsupported(options)
     header = layout.new_header(options.size, options.cluster_size.bit_length() - 1, version)
     header.refcount_order = options.refcount_bits.bit_length() - 1
     if version >= 3 and options.cluster_size > FEATURE_NAMES_ABOVE:
@@ -72,6 +76,10 @@ def plan_header(options: Qcow2CreateOptions) -> layout.Header:
         header.set_extension(layout.EXT_DATA_FILE, os.fsencode(options.data_file))
     if layout.l1_entries(header, options.size) * 8 > layout.MAX_L1_SIZE:
         raise Error("The image size is too large for file format 'qcow2' (try using a larger cluster size)", errno=27)
+    if options.wants_encryption():
+        from .encryption import check_creation
+
+        check_creation(options)
     return header
 
 
@@ -94,13 +102,10 @@ def _set_backing(header: layout.Header, options: Qcow2CreateOptions) -> None:
 
 def check_values(options: Qcow2CreateOptions, measuring: bool = False) -> int:
     """Refuse values that mean nothing, in the words of create or of measure; returns the version."""
-    if options.encryption is not None and options.encrypt_format is not None:
-        raise OptionError("'encrypt.format' and its alias 'encryption' can't be used at the same time")
-    encrypted = bool(options.encryption or options.encrypt_format)
-    if options.encrypt_key_secret is not None and not encrypted:
-        raise OptionError("Parameter 'encrypt.format' is missing")
-    if options.encrypt_format not in (None, "aes", "luks", "qcow"):
-        raise OptionError("Parameter 'format' does not accept value '%s'" % options.encrypt_format)
+    if not measuring and options.wants_encryption():
+        from .encryption import chosen_format
+
+        chosen_format(options)
     if measuring and options.compat not in VERSIONS:
         raise OptionError("Invalid compatibility level: '%s'" % options.compat)
     if measuring and options.preallocation not in PREALLOCATION:
@@ -112,8 +117,6 @@ def check_values(options: Qcow2CreateOptions, measuring: bool = False) -> int:
     ):
         if value not in allowed and not measuring:
             raise OptionError("Parameter '%s' does not accept value '%s'" % (name, value))
-    if encrypted and options.encrypt_key_secret is None:
-        raise OptionError("Parameter 'encrypt.key-secret' is required for cipher")
     size = options.cluster_size
     if not 1 << layout.MIN_CLUSTER_BITS <= size <= 1 << layout.MAX_CLUSTER_BITS or size & (size - 1):
         raise OptionError("Cluster size must be a power of two between 512 and 2048k")
@@ -150,11 +153,3 @@ def check_combination(options: Qcow2CreateOptions, version: int, measuring: bool
         raise OptionError("External data files are only supported with " + newer % "and")
     if options.compression_type != "zlib" and version < 3:
         raise OptionError("Non-zlib compression type is only supported with " + newer % "and")
-
-
-def _refuse_unsupported(options: Qcow2CreateOptions) -> None:
-    for wanted, what in (
-        (options.encryption or options.encrypt_format, "encryption"),
-    ):
-        if wanted:
-            raise Unsupported("qcow2: making images with %s is not supported" % what, errno=95)

@@ -78,6 +78,7 @@ EXT_FEATURE_NAMES = 0x6803F857
 EXT_BITMAPS = 0x23852875
 EXT_ENCRYPTION = 0x0537BE77
 EXT_DATA_FILE = 0x44415441
+EXT_ORDER = (EXT_BACKING_FORMAT, EXT_DATA_FILE, EXT_ENCRYPTION, EXT_FEATURE_NAMES, EXT_BITMAPS)
 
 # Encryption methods.
 CRYPT_NONE = 0
@@ -196,13 +197,15 @@ class Header(HeaderV3):
         return None
 
     def set_extension(self, type: int, data: Optional[bytes]) -> None:
-        """Replace an extension in its place, add it in front of all others, or (None) remove it."""
+        """Replace an extension in its place, add it where QEMU would have it, or (None) remove it."""
         for index, (found, _old) in enumerate(self.extensions):
             if found == type:
                 self.extensions[index : index + 1] = [] if data is None else [(type, data)]
                 return
         if data is not None:
-            self.extensions.insert(0, (type, data))
+            first = EXT_ORDER[: EXT_ORDER.index(type)]
+            at = max([index + 1 for index, (found, _old) in enumerate(self.extensions) if found in first], default=0)
+            self.extensions.insert(at, (type, data))
 
     def pack_record(self) -> bytes:
         """The record alone, header_length bytes (72 for version 2): what an update of numbers rewrites."""
@@ -351,6 +354,10 @@ def _check_extension(header: Header, type: int, data: bytes) -> None:
             raise Corrupt("CRYPTO header extension only expected with LUKS encryption method", errno=22)
         if len(data) != EncryptionExtension.SIZE:
             raise Corrupt("CRYPTO header extension size %d, but expected size %d" % (len(data), EncryptionExtension.SIZE), errno=22)
+        offset = EncryptionExtension.unpack(data).offset
+        if offset % header.cluster_size:
+            text = "Encryption header offset '%d' is not a multiple of cluster size '%d'"
+            raise Corrupt(text % (offset, header.cluster_size), errno=22)
     if type == EXT_BITMAPS and header.autoclear_features & BITMAPS:
         _check_bitmaps(header, data)
 

@@ -7,7 +7,7 @@ What a hook does is in the module that it imports, so that looking at an image d
 
 from __future__ import annotations
 
-from ...errors import Corrupt, Error, ReadOnly, Unsupported
+from ...errors import Corrupt, Error, ReadOnly
 from ...node import Format, OpenFlags, Reference
 from . import header as layout
 from .header import name_text, read_header
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
     from ...node import Node
+    from .encryption import Encryption
     from .overlap import Overlap
     from .refcount import Refcounts
     from .tables import Tables
 
-EACCES, EIO, ENOTSUP = 13, 5, 95
+EACCES, EIO = 13, 5
 
 
 class Qcow2(Format):
@@ -63,9 +64,12 @@ class Qcow2(Format):
         self._bitmaps: Optional[BitmapSet] = None  # None: it has none
         self._found_bitmaps: Optional[BitmapSet] = None  # as they were when the image was opened for writing
         self._written = False  # so bitmaps that are in use cannot be what they were
+        self.encryption: Optional[Encryption] = None
         self.stores_bitmaps = header.version >= 3
         if "data-file" in self.children and not header.incompatible_features & layout.DATA_FILE:
             raise Error("'data-file' can only be set for images with an external data file", errno=22)
+        if header.crypt_method:
+            self._open_encryption()
         if header.nb_snapshots and not flags.check:
             self.snapshots()  # an image whose snapshots are damaged is refused
         if not flags.no_io:
@@ -76,9 +80,6 @@ class Qcow2(Format):
 
     def _refuse_unreadable(self) -> None:
         header = self.header
-        if header.crypt_method:
-            name = ("", "AES", "LUKS")[header.crypt_method]
-            raise Unsupported("qcow2: %s encrypted images are not supported" % name, errno=ENOTSUP)
         if header.autoclear_features & layout.RAW_DATA_FILE and not header.incompatible_features & layout.DATA_FILE:
             raise Corrupt("data-file-raw requires a data file", errno=22)
         if header.incompatible_features & layout.DATA_FILE and not self.references() and "data-file" not in self.children:
@@ -104,6 +105,17 @@ class Qcow2(Format):
 
             repair_dirty(self)
             self.dirty = bool(header.incompatible_features & layout.DIRTY)
+
+    def _open_encryption(self) -> None:
+        from .encryption import open_encryption
+
+        self.encryption = open_encryption(self, self.options, self.flags)
+        if self.flags.writable and self.header.l1_size:
+            from ...cache import read_padded
+
+            first = bytearray(8)
+            read_padded(self.file, self.header.l1_table_offset, memoryview(first))
+            self.zero_initialized = not any(first)  # room that was taken in advance holds bytes that nobody encrypted
 
     def _open_bitmaps(self) -> None:
         """Look at the persistent bitmaps: an image with broken ones is refused, and while it is written they are in use."""
@@ -166,6 +178,13 @@ class Qcow2(Format):
     def forget_metadata(self) -> None:
         """Drop whatever was cached of the tables, unwritten changes included; for a repair that rewrote the file."""
         self._tables = self._refcounts = self._overlap = None
+
+    def write_clusters(self, host_offset: int, guest_offset: int, view: memoryview) -> None:
+        """Write data of the guest (whole sectors) to a place in the data file that is known, encrypted if the image is."""
+        if self.encryption is None:
+            self.data_file.write_hosted(host_offset, view)
+        else:
+            self.encryption.write(host_offset, guest_offset, view)
 
     def update_record(self) -> None:
         """Write the numbers of the header in one piece and bring them to the disk."""
@@ -239,7 +258,8 @@ class Qcow2(Format):
         super().preload()
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
-        return self.tables.map(offset, length)
+        extents = self.tables.map(offset, length)
+        return extents if self.encryption is None else self.encryption.extents(extents)
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
         from .compressed import read_compressed
@@ -249,14 +269,15 @@ class Qcow2(Format):
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         self._note(offset, length)
         if self.header.extended_l2:
-            from . import subclusters
-
-            return subclusters.reserve(self, offset, length)
-        from .write import reserve
-
-        return reserve(self, offset, length)
+            from .subclusters import reserve
+        else:
+            from .write import reserve
+        allocs = reserve(self, offset, length)
+        return allocs if self.encryption is None else self.encryption.cover(allocs)
 
     def _link(self, allocs: Sequence[Alloc]) -> None:
+        if self.encryption is not None:
+            allocs = self.encryption.uncover(allocs)
         if self.header.extended_l2:
             from . import subclusters
 
@@ -267,6 +288,8 @@ class Qcow2(Format):
         publish(self, allocs)
 
     def _abort(self, allocs: Sequence[Alloc]) -> None:
+        if self.encryption is not None:
+            allocs = self.encryption.uncover(allocs)
         if self.header.extended_l2:
             from . import subclusters
 
@@ -429,6 +452,12 @@ class Qcow2(Format):
         load_snapshot(self, id, name)
 
     def format_specific(self) -> dict[str, Any]:
+        data = self._describe()
+        if self.encryption is not None:
+            data["encrypt"] = self.encryption.describe()
+        return data
+
+    def _describe(self) -> dict[str, Any]:
         header = self.header
         if header.version < 3:
             return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": header.refcount_bits}
@@ -462,7 +491,7 @@ class Qcow2(Format):
         cls.create_over({"file": file}, options)
 
     @classmethod
-    def creation_files(cls, options: Any) -> dict[str, str]:
+    def creation_files(cls, options: Any, filename: str) -> dict[str, str]:
         return {"data-file": _plain_path(options.data_file)} if options.data_file else {}
 
     @classmethod

@@ -38,6 +38,10 @@ def measure(options: Qcow2CreateOptions, source: Optional[Node]) -> Measure:
         required = _data(source, cluster_size)
     if options.preallocation in ("full", "falloc") or source is not None and (options.backing_file is not None or source.opaque):
         required = aligned
+    if options.encrypt_format == "luks":
+        from .encryption import header_size
+
+        metadata += -(-header_size(options) // cluster_size) * cluster_size
     bitmaps = None
     if source is not None and version >= 3 and source.stores_bitmaps:
         from .bitmaps import space

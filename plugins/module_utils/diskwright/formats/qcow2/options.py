@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ...errors import OptionError
-from ...options import Options, opt
+from ...options import Options, SecretRef, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...options import NodeRef, Size
     from .header import Header
 
+METHODS = ("none", "aes", "luks")  # of encryption, by their number in the header
 OVERLAP_TEMPLATES = ("none", "constant", "cached", "all")
 
 
@@ -45,7 +46,7 @@ class Qcow2Options(Options):
     refcount_cache_size: Optional[Size] = opt(None, help="bytes for refcount blocks (default: 4 clusters, at least 1 MiB)")
     cache_clean_interval: Optional[int] = opt(None, help="seconds after which unused cache entries may go")
     encrypt_format: Optional[str] = opt(None, key="encrypt.format", help="encryption of the image: aes or luks")
-    encrypt_key_secret: Optional[str] = opt(None, key="encrypt.key-secret", help="the secret that decrypts it")
+    encrypt_key_secret: Optional[SecretRef] = opt(None, key="encrypt.key-secret", help="the secret that decrypts it")
 
 
 class Qcow2CreateOptions(Options):
@@ -56,7 +57,7 @@ class Qcow2CreateOptions(Options):
 
     encryption: Optional[bool] = opt(None, help="Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)")
     encrypt_format: Optional[str] = opt(None, key="encrypt.format", help="Encrypt the image, format choices: 'aes', 'luks'")
-    encrypt_key_secret: Optional[str] = opt(None, key="encrypt.key-secret", help="ID of secret providing qcow AES key or LUKS passphrase")
+    encrypt_key_secret: Optional[SecretRef] = opt(None, key="encrypt.key-secret", help="ID of secret providing qcow AES key or LUKS passphrase")
     encrypt_cipher_alg: Optional[str] = opt(None, key="encrypt.cipher-alg", help="Name of encryption cipher algorithm")
     encrypt_cipher_mode: Optional[str] = opt(None, key="encrypt.cipher-mode", help="Name of encryption cipher mode")
     encrypt_ivgen_alg: Optional[str] = opt(None, key="encrypt.ivgen-alg", help="Name of IV generator algorithm")
@@ -76,6 +77,10 @@ class Qcow2CreateOptions(Options):
     lazy_refcounts: bool = opt(False, help="Postpone refcount updates")
     refcount_bits: int = opt(16, help="Width of a reference count entry in bits")
 
+    def wants_encryption(self) -> bool:
+        """Whether any of the options is about encryption."""
+        return any(key.startswith("encrypt") for key in self.given())
+
 
 class Qcow2AmendOptions(Options):
     """Options that amend can change. None of them has a default: what is not given stays."""
@@ -84,8 +89,8 @@ class Qcow2AmendOptions(Options):
 
     encrypt_state: Optional[str] = opt(None, key="encrypt.state", help="State that the key slots are to have (active/inactive)")
     encrypt_keyslot: Optional[int] = opt(None, key="encrypt.keyslot", help="The one key slot to change")
-    encrypt_old_secret: Optional[str] = opt(None, key="encrypt.old-secret", help="ID of the secret whose key slots are to be changed")
-    encrypt_new_secret: Optional[str] = opt(None, key="encrypt.new-secret", help="ID of the secret that the key slots are to have")
+    encrypt_old_secret: Optional[SecretRef] = opt(None, key="encrypt.old-secret", help="ID of the secret whose key slots are to be changed")
+    encrypt_new_secret: Optional[SecretRef] = opt(None, key="encrypt.new-secret", help="ID of the secret that the key slots are to have")
     encrypt_iter_time: Optional[int] = opt(None, key="encrypt.iter-time", help="Time to spend in PBKDF in milliseconds")
     size: Optional[Size] = opt(None, help="Virtual disk size")
     compat: Optional[str] = opt(None, help="Compatibility level (v2 [0.10] or v3 [1.1])")
@@ -119,8 +124,12 @@ def check_options(options: Qcow2Options, header: Header) -> None:
     _check_overlap(options)
     if options.discard_no_unref and header.version < 3:
         raise OptionError("discard-no-unref is only supported since qcow2 version 3")
-    if options.encrypt_format is not None and not header.crypt_method:
-        raise OptionError("No encryption in image header, but options specified format '%s'" % options.encrypt_format)
+    if options.encrypt_format is not None:
+        if not header.crypt_method:
+            raise OptionError("No encryption in image header, but options specified format '%s'" % options.encrypt_format)
+        found = METHODS[header.crypt_method]
+        if options.encrypt_format != found:
+            raise OptionError("Header reported '%s' encryption format but options specify '%s'" % (found, options.encrypt_format))
 
 
 def _check_overlap(options: Qcow2Options) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 
-from .header import BITMAPS, EXT_BITMAPS, OFFSET_MASK, REFCOUNT_TABLE_MASK, BitmapsExtension
+from .header import BITMAPS, EXT_BITMAPS, EXT_ENCRYPTION, OFFSET_MASK, REFCOUNT_TABLE_MASK, BitmapsExtension, EncryptionExtension
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .image import Qcow2
 
-HEADER, ACTIVE_L1, ACTIVE_L2, REFCOUNT_TABLE, REFCOUNT_BLOCK, SNAPSHOT_TABLE, INACTIVE_L1, INACTIVE_L2, BITMAP_DIRECTORY = (
-    1 << bit for bit in range(9)
+HEADER, ACTIVE_L1, ACTIVE_L2, REFCOUNT_TABLE, REFCOUNT_BLOCK, SNAPSHOT_TABLE, INACTIVE_L1, INACTIVE_L2, BITMAP_DIRECTORY, ENCRYPTION = (
+    1 << bit for bit in range(10)
 )
-CONSTANT = HEADER | ACTIVE_L1 | REFCOUNT_TABLE | SNAPSHOT_TABLE | BITMAP_DIRECTORY
+CONSTANT = HEADER | ACTIVE_L1 | REFCOUNT_TABLE | SNAPSHOT_TABLE | BITMAP_DIRECTORY | ENCRYPTION
 CACHED = CONSTANT | ACTIVE_L2 | REFCOUNT_BLOCK | INACTIVE_L1
 TEMPLATES = {"none": 0, "constant": CONSTANT, "cached": CACHED, "all": CACHED | INACTIVE_L2}
 NAMES = {
@@ -32,6 +32,7 @@ NAMES = {
     INACTIVE_L1: "inactive L1 table",
     INACTIVE_L2: "inactive L2 table",
     BITMAP_DIRECTORY: "bitmap directory",
+    ENCRYPTION: "encryption header",
 }
 _OPTIONS = (
     (HEADER, "overlap_check_main_header"),
@@ -91,6 +92,10 @@ class Overlap:
             found = BitmapsExtension.unpack(bitmaps)
             start = found.bitmap_directory_offset
             ranges.append((start, start + found.bitmap_directory_size, BITMAP_DIRECTORY))
+        encryption = header.extension(EXT_ENCRYPTION)
+        if encryption is not None:
+            luks = EncryptionExtension.unpack(encryption)
+            ranges.append((luks.offset, luks.offset + luks.length, ENCRYPTION))
         self._ranges = [(start, end, kind) for start, end, kind in ranges if start < end and self.mask & kind]
         self._tables = [(kind, offsets) for kind, offsets in tables if self.mask & kind]
         ends = [end for _start, end, _kind in self._ranges] + [offsets[-1] + size for _kind, offsets in self._tables if offsets]

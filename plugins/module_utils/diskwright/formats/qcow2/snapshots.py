@@ -119,17 +119,17 @@ def _text(name: bytes, most: int) -> str:
     return name.split(b"\0")[0][:most].decode("utf-8", "surrogateescape")
 
 
-def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> set[int]:
-    """Where the L2 tables of the snapshots are."""
+def snapshot_l2_offsets(image: Qcow2, snapshots: list[Snapshot]) -> dict[int, int]:
+    """Where the L2 tables of the snapshots are, and the L1 index of each."""
     from .tables import read_entries
 
-    offsets: set[int] = set()
+    offsets: dict[int, int] = {}
     for snapshot in snapshots:
         if snapshot.l1_size > MAX_L1_SIZE // 8:
             raise Corrupt("Snapshot L1 table too large", filename=image.filename, errno=27)
         entries = read_entries(image.file, snapshot.l1_table_offset, snapshot.l1_size)
-        offsets.update(entry & OFFSET_MASK for entry in entries)
-    offsets.discard(0)
+        offsets.update((entry & OFFSET_MASK, index) for index, entry in enumerate(entries))
+    offsets.pop(0, None)
     return offsets
 
 

@@ -279,7 +279,7 @@ class Move:
             inside = min(len(piece), image.size - self.cluster - low)
             if inside > 0:
                 image.pread_into(self.cluster + low, memoryview(piece)[:inside])
-            image.data_file.write_hosted(self.place + low, memoryview(piece))
+            image.write_clusters(self.place + low, self.cluster + low, memoryview(piece))
 
     def _link(self) -> bool:
         """Have the entry point at the new place; False where it has become another one meanwhile."""

@@ -126,7 +126,7 @@ def expand_snapshots(image: Qcow2) -> None:
     image.flush()
     with image._lock:
         backed = image.backing_filename is not None
-        for l2_offset in sorted(snapshot_l2_offsets(image, read_snapshots(image)[0])):
+        for l2_offset, l1_index in sorted(snapshot_l2_offsets(image, read_snapshots(image)[0]).items()):
             table = bytearray(size)
             read_padded(image.file, l2_offset, memoryview(table))
             users = image.refcounts.get(l2_offset // size)
@@ -138,8 +138,9 @@ def expand_snapshots(image: Qcow2) -> None:
                     changed = True
                 elif kind in (kinds.ZERO_PLAIN, kinds.ZERO_ALLOC):
                     changed = True
-                    for number in range(count):
-                        _fill_entry(image, table, index + number, value + number * size if kind == kinds.ZERO_ALLOC else 0, users)
+                    for number in range(index, index + count):
+                        guest_offset = l1_index * image.tables.reach + number * size
+                        _fill_entry(image, table, number, value + (number - index) * size if kind == kinds.ZERO_ALLOC else 0, users, guest_offset)
             if changed:
                 image.refcounts.write_back()
                 image.barrier()
@@ -148,7 +149,7 @@ def expand_snapshots(image: Qcow2) -> None:
         image.barrier()
 
 
-def _fill_entry(image: Qcow2, table: bytearray, index: int, place: int, users: int) -> None:
+def _fill_entry(image: Qcow2, table: bytearray, index: int, place: int, users: int, guest_offset: int) -> None:
     """Make an entry of a table that `users` L1 tables share point at a cluster of zeroes, at `place` if it has one."""
     size = image.cluster_size
     if not place:
@@ -157,5 +158,5 @@ def _fill_entry(image: Qcow2, table: bytearray, index: int, place: int, users: i
             for _number in range(users - 1):
                 image.refcounts.add(cluster, 1, 1)
         place = cluster * size
-    image.data_file.write_hosted(place, memoryview(bytes(size)))
+    image.write_clusters(place, guest_offset, memoryview(bytes(size)))
     table[index * 8 : index * 8 + 8] = (place | (COPIED if users == 1 else 0)).to_bytes(8, "big")
