@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from _signal import ITIMER_REAL, setitimer  # type: ignore[import-not-found, unused-ignore]
 
 from .commands import SUMMARIES
 from .commands.spec import Answer, InvalidOptions, UsageError
@@ -51,6 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     ui = UI(name, sys.stdout, sys.stderr, "POSIXLY_CORRECT" in os.environ)
     sys.unraisablehook = _stop_later
     status = run(argv[1:], ui)
+    setitimer(ITIMER_REAL, 0)  # the work is done: too late for _stop_later
     ui.flush()
     if ui.out is None and sys.stdout is not None:
         # Output could not be written, which is no error; nor must the interpreter make one of it when it ends.
@@ -176,7 +178,7 @@ def version(name: str) -> str:
 def _run_command(module: Any, args: Sequence[str], ui: UI) -> int:
     if module.COMMAND.name in INTERRUPTIBLE:
         # The module behind `signal`, which takes longer to import than all of ours.
-        from _signal import SIGTERM, signal  # type: ignore[import-not-found, unused-ignore]
+        from _signal import SIGTERM, signal
 
         try:
             signal(SIGTERM, _raise_stopped)
@@ -191,7 +193,7 @@ def _stop_later(unraisable: Any) -> None:
     if not issubclass(unraisable.exc_type, (KeyboardInterrupt, Stopped)):
         sys.__unraisablehook__(unraisable)
         return
-    from _signal import ITIMER_REAL, SIGALRM, SIGINT, setitimer, signal
+    from _signal import SIGALRM, SIGINT, signal
 
     number = unraisable.exc_value.args[0] if isinstance(unraisable.exc_value, Stopped) else SIGINT
     signal(SIGALRM, lambda *_details: _raise_stopped(number, None))
