@@ -52,6 +52,24 @@ def _vdi() -> type[Node]:
     return Vdi
 
 
+def _vmdk() -> type[Node]:
+    from .formats.vmdk import Vmdk
+
+    return Vmdk
+
+
+def _qed() -> type[Node]:
+    from .formats.qed import Qed
+
+    return Qed
+
+
+def _vhdx() -> type[Node]:
+    from .formats.vhdx import Vhdx
+
+    return Vhdx
+
+
 def _file() -> type[Node]:
     from .protocols.file import File
 
@@ -82,8 +100,12 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "cloop": (_cloop, ((0, b"#!/bin/sh\n#V2.0 Format\n"),)),
     "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
     "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
+    "qed": (_qed, ((0, b"QED\0"),)),
     "raw": (_raw, ()),
     "vdi": (_vdi, ((64, b"\x7f\x10\xda\xbe"),)),
+    "vhdx": (_vhdx, ((0, b"vhdxfile"),)),
+    # a descriptor is text: comments or empty lines, then its version
+    "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b"\n"), (0, b"\r"), (0, b"\xef\xbb\xbf"))),
 }
 
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {

@@ -334,6 +334,7 @@ def convert(
                 else:
                     if bitmaps and not node.stores_bitmaps:
                         raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
+                    settings["compress"] = compress or node.needs_compression
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
                 failure = _copy_bitmaps(node, recorded) if bitmaps else None
             if failure is not None:  # the content is whole, and closed as such
@@ -461,7 +462,7 @@ def _check_creation(chosen: CreationOptions, target: str, sources: int, compress
                 % (target, chosen.own.driver, values["backing_fmt"])
             )
     if compress:
-        if not chosen.own.supports_compression:
+        if not chosen.own.can_compress(values):
             raise OptionError("Compression not supported for this file format")
         if values.get("encryption") or values.get("encrypt.format"):
             raise OptionError("Compression and encryption not supported at the same time")

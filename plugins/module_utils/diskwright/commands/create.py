@@ -224,10 +224,19 @@ def _write_files(described: Any, own: type[Node], own_options: Any, flags: OpenF
     graph = Graph()
     with ExitStack() as stack:
         children = {"file": stack.enter_context(graph.open_spec(described, flags))}
-        for role, name in own.creation_files(own_options).items():
+        for role, name in own.creation_files(own_options, str(described.get("filename", ""))).items():
             File.create_file(name, File.create_options.from_mapping({}), flags)
             children[role] = stack.enter_context(graph.open_spec({"driver": "raw", "file": {"driver": "file", "filename": name}}, flags))
+        if own.creation_needs_backing(own_options):
+            children["backing"] = stack.enter_context(_backing_of(graph, described, own_options))
         own.create_over(children, own_options)
+
+
+def _backing_of(graph: Graph, described: Any, own_options: Any) -> Node:
+    """The backing file of the image that is being made, itself without its own."""
+    name = parse_filename(join_name(str(described.get("filename", "")), own_options.backing_file))
+    spec = with_driver(name, own_options.backing_fmt) if own_options.backing_fmt else name
+    return graph.open_spec(spec, OpenFlags(no_io=True, no_backing=True, force_share=True))
 
 
 def _remove(path: str) -> None:
