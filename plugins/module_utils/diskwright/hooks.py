@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .tally import CheckResult
     from .extent import Extent
     from .node import Node
-    from .options import Options
+    from .options import Options, SecretRef
 
 # Permissions: what a user of a node does (perm) and what it tolerates from others (shared). The numbers are QEMU's and
 # are the lock byte offsets of protocols/file.py.
@@ -344,6 +344,11 @@ class Hooks:
     def holds_snapshot(self, id: str) -> bool:
         """Whether nothing was written, and the size is the same, since the internal snapshot with this ID was made or applied."""
         return False
+
+    def key_slots(self, secret: SecretRef) -> Optional[list[int]]:
+        """The numbers of the key slots that the passphrase `secret` opens; None where there are no key slots. Takes as long as
+        the key derivation was made to take, for every slot."""
+        return None
 
     def bitmaps(self) -> Optional[BitmapSet]:
         """The dirty bitmaps; None where there cannot be any. What is changed of them is stored when the node is closed."""

@@ -109,6 +109,9 @@ class Luks(EncryptedSectors, Format):
     def format_specific(self) -> Optional[dict[str, Any]]:
         return self.volume.describe()
 
+    def key_slots(self, secret: SecretRef) -> list[int]:
+        return self.volume.matching(self._read_header, passphrase(secret))
+
     def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
         from ..crypto.keyslots import amend
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence
 
     from ...node import Node
+    from ...options import SecretRef
     from .image import Qcow2
     from .options import Qcow2CreateOptions, Qcow2Options
 
@@ -122,6 +123,10 @@ class Encryption:
             raise Unsupported("Only LUKS encryption options can be amended", filename=self._image.filename, errno=ENOTSUP)
         options = LuksAmendOptions.from_mapping({key[len(_PREFIX) :]: value for key, value in values.items()})
         amend(self.volume, options, force, self._read, self._write, self._image.barrier)
+
+    def key_slots(self, secret: SecretRef) -> Optional[list[int]]:
+        """See Hooks.key_slots."""
+        return None if self.volume is None else self.volume.matching(self._read, passphrase(secret))
 
     def describe(self) -> dict[str, Any]:
         """What info tells, in QEMU's keys."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
     from ...node import Node
+    from ...options import SecretRef
     from .encryption import Encryption
     from .overlap import Overlap
     from .refcount import Refcounts
@@ -383,6 +384,9 @@ class Qcow2(Format):
             except (Error, OSError):
                 pass
         super().abandon()
+
+    def key_slots(self, secret: SecretRef) -> Optional[list[int]]:
+        return None if self.encryption is None else self.encryption.key_slots(secret)
 
     def bitmaps(self) -> BitmapSet:
         if self._bitmaps is None:
