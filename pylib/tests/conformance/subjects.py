@@ -53,8 +53,9 @@ class Subject(NamedTuple):
         return self.driver in RESIZABLE and not self.is_fixed()
 
 
-CHECKED = ("qcow2", "vdi")  # formats that qemu-img checks
+CHECKED = ("qcow2", "vdi", "vmdk", "vhdx")  # formats that qemu-img checks
 RESIZABLE = ("raw", "qcow2")
+OWN_BACKING = ("vmdk",)  # formats whose backing file must be of the same format
 
 
 V3 = {"compat": "1.1"}
@@ -89,7 +90,20 @@ SUBJECTS = [
     *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
     *(Subject("qcow2-v3-" + backing, "qcow2", {**V3, "cluster_size": 16 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
     Subject("vdi", "vdi", size=3 * M + 5 * SECTOR),
+    Subject("vmdk", "vmdk", size=3 * M + SECTOR),
+    Subject("vmdk-zero", "vmdk", {"zeroed_grain": True}, size=3 * M + SECTOR),
+    Subject("vmdk-flat", "vmdk", {"subformat": "monolithicFlat"}),
+    Subject("vmdk-split", "vmdk", {"subformat": "twoGbMaxExtentSparse", "compat6": True}, size=3 * M),
+    Subject("vmdk-split-flat", "vmdk", {"subformat": "twoGbMaxExtentFlat", "adapter_type": "lsilogic"}),
+    Subject("vmdk-direct", "vmdk", flags={"direct": True}),
+    *(Subject("vmdk-" + backing, "vmdk", size=2 * M + SECTOR, backing=backing) for backing in ("shorter", "equal", "longer")),
+    Subject("vmdk-zero-shorter", "vmdk", {"zeroed_grain": True}, size=2 * M + SECTOR, backing="shorter"),
     Subject("vdi-static", "vdi", {"static": True}, size=2 * M + SECTOR),
+    Subject("vhdx", "vhdx", {"block_size": M}, size=5 * M + 3 * SECTOR),
+    Subject("vhdx-large", "vhdx", {"log_size": 2 * M}, size=9 * M + SECTOR),
+    Subject("vhdx-absent", "vhdx", {"block_size": M, "block_state_zero": False}, size=3 * M + SECTOR),
+    Subject("vhdx-fixed", "vhdx", {"block_size": 2 * M, "subformat": "fixed"}, size=3 * M + 5 * SECTOR),
+    Subject("vhdx-fixed-zero", "vhdx", {"block_size": M, "subformat": "fixed", "block_state_zero": True}, size=2 * M + SECTOR),
 ]
 
 every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=[subject.name for subject in SUBJECTS])
@@ -109,6 +123,11 @@ class Image:
             self.base = patches(random.Random(subject.name), length)
             (directory / "base").write_bytes(self.base)
             options.update(backing_file="base", backing_fmt="raw")
+            if subject.driver in OWN_BACKING:
+                options["backing_fmt"] = subject.driver
+                (directory / "base").rename(directory / "base.raw")
+                line = ["qemu-img", "convert", "-f", "raw", "-O", subject.driver, directory / "base.raw", directory / "base"]
+                subprocess.run(line, timeout=60, check=True)
         file_size = subject.size if subject.driver == "raw" else 0
         if subject.is_fixed():
             file_size += subject.runtime["offset"] + 7 * SECTOR
@@ -125,6 +144,8 @@ class Image:
             for role, name in subject.format.creation_files(record, str(self.path)).items():
                 Path(name).write_bytes(b"")
                 children[role] = stack.enter_context(Graph().open(name, "raw", writable))
+            if subject.format.creation_needs_backing(record):
+                children["backing"] = stack.enter_context(Graph().open(str(directory / "base"), subject.driver, OpenFlags()))
             subject.format.create_over(children, record)
         self.new = self.below(subject.size) if not subject.is_fixed() else b"\xee" * subject.size
 
