@@ -55,6 +55,7 @@ TABLE = [
     Row("qcow2 -> raw, ext4", "data.qcow2", "convert -f qcow2 -O raw {source} {target}", "", 0.50, 0.55, "disk", cp=COPY),
     Row("raw -> raw, tmpfs", "data.raw", "convert -f raw -O raw {source} {target}", "", 0.70, 0.80, cp=COPY),
     Row("qcow2 -> qcow2, tmpfs", "data.qcow2", "convert -f qcow2 -O qcow2 {source} {target}", "", 0.75, 0.90),
+    Row("qcow2 -> vhdx, tmpfs", "data.qcow2", "convert -f qcow2 -O vhdx {source} {target}", "", 0.75, 0.90),
     Row("sparse100g raw -> qcow2", "sparse100g", "convert -f raw -O qcow2 {source} {target}", "", 0.60, 0.80, cp=COPY),
     Row("sparse100g raw -> raw", "sparse100g", "convert -f raw -O raw {source} {target}", "", 0.60, 0.80, cp=COPY),
     Row("compare raw with full", "data.raw", "compare -f raw -F raw {source} {other}", "", 0.30, 0.60, other="full.raw"),
