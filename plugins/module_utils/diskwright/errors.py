@@ -72,3 +72,9 @@ class Denied(Error):
 
 class ProtocolError(Error):
     """A network peer broke its protocol."""
+
+
+class Finding(str):
+    """A line for a person that is complete: printed as it is."""
+
+    __slots__ = ()

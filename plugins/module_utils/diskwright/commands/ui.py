@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from ..errors import Finding
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Mapping, Optional, TextIO
 
     from ..progress import Progress
+    from ..trace import Tracer
 
 
 class UI:
@@ -30,6 +33,7 @@ class UI:
         self.err = err
         self.posixly_correct = posixly_correct
         self.quiet = False
+        self.tracer: Optional[Tracer] = None  # what -T asks for
         self.before: Optional[Callable[[], None]] = None  # called before anything is written: takes a progress bar away
 
     def write(self, text: str) -> None:
@@ -73,8 +77,8 @@ class UI:
         self.error("warning: " + message)
 
     def caution(self, text: str) -> None:
-        """Write what the library warns of: a text that begins with "WARNING: " as it is, any other as a warning."""
-        if text.startswith("WARNING: "):
+        """Write what the library warns of: a Finding, and a text that begins with "WARNING: ", as it is, any other as a warning."""
+        if isinstance(text, Finding) or text.startswith("WARNING: "):
             self.flush()
             self.hint(text)
         else:

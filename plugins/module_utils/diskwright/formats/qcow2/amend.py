@@ -98,7 +98,8 @@ def _set_lazy(image: Qcow2, wanted: bool, version: int) -> None:
         return
     if wanted and version < 3:
         raise OptionError("Lazy refcounts only supported with " + NEWER % "and")
-    image.flush()
+    image.mark_clean()
+    image.lazy = wanted
     image.change_record(compatible_features=header.compatible_features ^ layout.LAZY_REFCOUNTS)
 
 
@@ -171,6 +172,8 @@ def _downgrade(image: Qcow2, tell: Progress) -> None:
         header.set_extension(layout.EXT_FEATURE_NAMES, None)
 
     _rewrite_header(image, change)
+    image.lazy = False
+    image.forget_bitmaps()
 
 
 def _has_compressed(image: Qcow2) -> bool:

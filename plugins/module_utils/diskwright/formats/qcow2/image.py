@@ -58,6 +58,9 @@ class Qcow2(Format):
         self.backing_format = name_text(header.extension(layout.EXT_BACKING_FORMAT)) or None if header.backing_file else None
         self.data_file: Node = self.children.get("data-file", self.file)
         self.ordered = True  # see barrier
+        lazy = options.lazy_refcounts
+        self.lazy = bool(header.compatible_features & layout.LAZY_REFCOUNTS if lazy is None else lazy) and not flags.check
+        self.deferring = False  # refcounts are in memory only, and the image is marked as dirty
         self.reads = 0  # under way, while the image is writable: what they were told stays where it is
         self._tables: Optional[Tables] = None
         self._refcounts: Optional[Refcounts] = None
@@ -85,6 +88,11 @@ class Qcow2(Format):
             raise Corrupt("data-file-raw requires a data file", errno=22)
         if header.incompatible_features & layout.DATA_FILE and not self.references() and "data-file" not in self.children:
             raise Error("'data-file' is required for this image", errno=22)
+
+    def change_flags(self, flags: OpenFlags) -> None:
+        if self.deferring and not flags.writable:
+            self.mark_clean()
+        super().change_flags(flags)
 
     def _changed_flags(self, old: OpenFlags) -> None:
         if self.flags.writable and not old.writable:
@@ -203,11 +211,18 @@ class Qcow2(Format):
             raise
 
     def mark_clean(self) -> None:
-        """Say in the header that all refcounts are in the file, once they are."""
+        """Bring all refcounts into the file, also those that were deferred, and say so in the header."""
+        self.deferring = False
+        self.flush()
         if self.header.incompatible_features & layout.DIRTY:
-            self.flush()
             self.change_record(incompatible_features=self.header.incompatible_features & ~layout.DIRTY)
         self.dirty = False
+
+    def mark_dirty(self) -> None:
+        """From now on refcounts stay in memory; whoever opens the image after a crash counts anew."""
+        if not self.header.incompatible_features & layout.DIRTY:
+            self.change_record(incompatible_features=self.header.incompatible_features | layout.DIRTY)
+        self.deferring = True
 
     def barrier(self) -> None:
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
@@ -374,6 +389,8 @@ class Qcow2(Format):
 
             self._written = True
             store(self, self._bitmaps)
+        if self.deferring:
+            self.mark_clean()
 
     def abandon(self) -> None:
         if self._found_bitmaps is not None and not self._closed and not self._written:
@@ -395,6 +412,10 @@ class Qcow2(Format):
             self._bitmaps = open_bitmaps(self)
         return self._bitmaps
 
+    def forget_bitmaps(self) -> None:
+        """The image cannot have any now: what the file has of them stays there, but is not stored again."""
+        self._bitmaps = self._found_bitmaps = None
+
     def write_back(self) -> None:
         """Bring cached metadata into the file, in order; a flush of the file must follow."""
         if self._refcounts is not None or self._tables is not None:
@@ -405,6 +426,8 @@ class Qcow2(Format):
     def _check(self, repair: str) -> CheckResult:
         from .repair import check
 
+        if self.deferring:
+            self.mark_clean()
         self.flush()
         return check(self, repair)
 

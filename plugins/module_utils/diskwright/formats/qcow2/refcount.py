@@ -474,6 +474,10 @@ class Refcounts:
 
     # -- writing back --------------------------------------------------------------------------------------------
 
+    def is_dirty(self) -> bool:
+        """Whether something is not in the file."""
+        return bool(self.cache.dirty or self.table_dirty)
+
     def write_back(self) -> None:
         """Write changed blocks, and then the table entries that lead to new ones."""
         self.cache.write()

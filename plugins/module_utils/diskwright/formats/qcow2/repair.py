@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 
 from ...tally import CheckResult
-from ...errors import Corrupt, Error
+from ...errors import Corrupt, Error, Finding
 from .check import Check, GiveUp, failed
 from .header import BITMAPS, CORRUPT, DIRTY, EXT_BITMAPS
 
@@ -40,6 +40,7 @@ def check(image: Qcow2, repair: str = "") -> CheckResult:
 def repair_dirty(image: Qcow2) -> CheckResult:
     """Repair an image whose dirty bit is set, before it is written to. Raises Error if it cannot be made consistent."""
     result = check(image, "all")
+    image.warnings += [Finding(line) for line in result.messages]
     if result.failure is not None or result.check_errors or result.corruptions:
         raise Error("Could not repair dirty image: Input/output error", filename=image.filename, errno=errno.EIO)
     return result

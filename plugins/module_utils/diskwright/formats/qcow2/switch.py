@@ -49,7 +49,7 @@ class Switch:
         self._entry = image.serialise(0, 1 << 62)  # no write is under way, and none will be
         image._lock.acquire()
         try:
-            image.flush()
+            image.mark_clean()  # what follows may have to forget all that is in memory
             self._end = image.file.size
             image.refcounts.move_away()
         except BaseException:

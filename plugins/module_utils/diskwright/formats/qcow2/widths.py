@@ -31,7 +31,7 @@ def change_refcount_order(image: Qcow2, order: int, tell: Callable[[int, int], N
     one write of the header turns to them; the old ones are counted as free in them.
     """
     with image._lock:
-        image.flush()
+        image.mark_clean()
         old = image.refcounts
         size, per_block = image.cluster_size, image.cluster_size * 8 >> order
         gone = _own_clusters(image, old)

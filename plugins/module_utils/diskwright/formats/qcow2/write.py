@@ -180,8 +180,11 @@ def write_back(image: Qcow2) -> None:
     file = image.file
     with image._lock:
         tables, refcounts = image._tables, image._refcounts
-        if refcounts is not None:
-            refcounts.write_back()
+        if refcounts is not None and refcounts.is_dirty() and not image.deferring:
+            if image.lazy and image.ordered and tables is not None and (tables.cache.dirty or tables.l1_dirty):
+                image.mark_dirty()
+            else:
+                refcounts.write_back()
         if tables is not None:
             tables.cache.write(tables.fresh)
             if tables.cache.dirty or tables.l1_dirty:
@@ -195,7 +198,8 @@ def write_back(image: Qcow2) -> None:
         if refcounts is not None and refcounts.freed and not image.reads:  # nobody may read what takes the place
             image.barrier()
             refcounts.apply_freed()
-            refcounts.cache.write()
+            if not image.deferring:
+                refcounts.cache.write()
 
 
 __all__ = ["OFFSET_MASK", "publish", "reserve", "set_entries", "table_parts", "withdraw", "writable_l2", "write_back"]
