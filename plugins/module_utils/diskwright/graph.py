@@ -237,23 +237,34 @@ class Graph:
         chain = above + (identity(node),)
         given = spec.get("backing", "stored") if node.supports_backing else "stored"
         references = node.references()
+        extra: Mapping[str, Any] = {}
+        if isinstance(given, dict) and not _names_file(given) and any(reference.role == "backing" for reference in references):
+            given, extra = "stored", given  # a key, say, of the file that the image names
         if given != "stored" and not node.flags.no_backing:
             if given is not None and given != "":
                 if not isinstance(given, dict):
                     raise OptionError("Could not open backing file: Cannot find device='%s' nor node-name='%s'" % (given, given))
-                node.attach("backing", self.open_spec(given, type(node).child_flags("backing", node.flags), chain))
+                try:
+                    node.attach("backing", self.open_spec(given, type(node).child_flags("backing", node.flags), chain))
+                except Denied:
+                    raise
+                except Error as exc:
+                    raise prefixed("Could not open backing file: ", exc, node.filename) from exc
             references = [reference for reference in references if reference.role != "backing"]
         for reference in references:
             if reference.role == "backing" and node.flags.no_backing:
                 continue
-            node.attach(reference.role, self._open_reference(node, reference, chain))
+            node.attach(reference.role, self._open_reference(node, reference, chain, extra if reference.role == "backing" else {}))
 
-    def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
+    def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...], extra: Mapping[str, Any]) -> Node:
+        """Open a file that `node` names, with the options `extra` besides."""
         resolved = resolve_name(node, reference.name) if not reference.protocol else beside_name(node, reference.name)
         try:
             spec = parse_filename(resolved) if not reference.protocol else {"driver": _file_driver(resolved), "filename": resolved}
-            if reference.format:
+            if reference.format and "driver" not in extra:
                 spec = with_driver(spec, reference.format)
+            if extra:
+                spec = nest({**flatten(spec), **flatten(extra)})
             self.policy.admit(node, reference, spec)
             if len(chain) >= self.policy.max_chain:
                 raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
@@ -271,6 +282,12 @@ class Graph:
                 filename=node.filename,
                 errno=exc.errno,
             ) from exc
+
+
+def _names_file(spec: Mapping[str, Any]) -> bool:
+    """Whether a specification says by itself what is to be opened."""
+    file = spec.get("file")
+    return "filename" in spec or isinstance(file, str) or isinstance(file, dict) and ("filename" in file or "driver" in file)
 
 
 def open_image(
