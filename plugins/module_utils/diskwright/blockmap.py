@@ -80,17 +80,33 @@ class BlockMap:
             page, first = divmod(start, PAGE_ENTRIES)
             place = self.offset + page * PAGE
             with self._lock:  # type: ignore[attr-defined]
-                absent = place >= self.file.size and not self.changed
-                if not absent:
+                hole = self._hole(place)
+                if not hole:
                     most = min(end - start, PAGE_ENTRIES - first)
                     found = table_runs(self._pages.get(place), 4, self._order == "big", first, most, step, RUNS)
-            if absent:
-                yield start, end - start, 0, 0
-                return
+            if hole:
+                count = min(end - start, hole // 4 - first)
+                yield start, count, 0, 0
+                start += count
+                continue
             base = start - first
             for index, length, value, used in found:
                 yield base + index, length, value, used
             start = base + found[-1][0] + found[-1][1]
+
+    def _hole(self, place: int) -> int:
+        """How many bytes from the page at `place` on are zero because the file has nothing there: whole pages, or all."""
+        if place in self._pages or self.changed:
+            return 0
+        end = self.offset + 4 * self.count
+        inside = min(end, self.file.size) - place
+        if inside > 0:
+            extent = self.file.resolve(place, inside, True, 1)[0]
+            if extent.host is not None:
+                return 0
+            if extent.length < inside:
+                return extent.length // PAGE * PAGE
+        return end - place
 
 
 class BlockFormat(Format):
@@ -117,7 +133,7 @@ class BlockFormat(Format):
         """Room for the block `index`, which reads as zeroes: its host offset. The lock is held."""
         raise NotImplementedError(self.driver)
 
-    def _map(self, offset: int, length: int) -> Iterator[Extent]:
+    def _map(self, offset: int, length: int) -> Iterable[Extent]:
         size = self.block_size
         first = offset // size
         for index, count, place in self._runs(first, -(-(offset + length) // size) - first):
@@ -157,9 +173,12 @@ class BlockFormat(Format):
         return offset, length
 
     def _prepare(self, place: int, untouched: int) -> int:
-        """Make the block at host offset `place` read as zeroes; `untouched`: from there on nothing was ever written."""
-        if place < untouched or not self.file.growable:
-            self.file.pwrite_zeroes(place, self.block_size)
+        """Make the new block at host offset `place` read as zeroes; `untouched`: from there on nothing was ever written."""
+        end = place + self.block_size
+        if self.file.growable:
+            end = min(end, untouched)
+        if place < end:
+            self.file.pwrite_zeroes(place, end - place)
         return place
 
     def _outside(self, index: int, place: int) -> Corrupt:

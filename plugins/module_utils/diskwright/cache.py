@@ -40,6 +40,9 @@ class TableCache:
     def __len__(self) -> int:
         return len(self._tables)
 
+    def __contains__(self, offset: int) -> bool:
+        return offset in self._tables
+
     def get(self, offset: int) -> bytearray:
         """The table at `offset`, read if it is not here; to be changed only together with a `mark`."""
         tables = self._tables

@@ -70,6 +70,12 @@ def _vhdx() -> type[Node]:
     return Vhdx
 
 
+def _vpc() -> type[Node]:
+    from .formats.vpc import Vpc
+
+    return Vpc
+
+
 def _file() -> type[Node]:
     from .protocols.file import File
 
@@ -103,6 +109,7 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "qed": (_qed, ((0, b"QED\0"),)),
     "raw": (_raw, ()),
     "vdi": (_vdi, ((64, b"\x7f\x10\xda\xbe"),)),
+    "vpc": (_vpc, ((0, b"conectix"),)),
     "vhdx": (_vhdx, ((0, b"vhdxfile"),)),
     # a descriptor is text: comments or empty lines, then its version
     "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b"\n"), (0, b"\r"), (0, b"\xef\xbb\xbf"))),

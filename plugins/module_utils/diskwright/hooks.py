@@ -190,7 +190,7 @@ class Hooks:
     driver: ClassVar[str] = ""  # QEMU's name of it
     options_class: ClassVar[type[Options]]
     leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
-    supports_backing: ClassVar[bool] = False
+    supports_backing: bool = False  # a class says it for all of its images, where they are not of two kinds
     supports_compression: bool = False
     needs_compression: bool = False  # it takes whole units, compressed, and nothing else
     creatable: ClassVar[bool] = False

@@ -34,7 +34,10 @@ bytes8 = bytes
 bytes16 = bytes
 bytes32 = bytes
 bytes64 = bytes
+bytes192 = bytes
 bytes256 = bytes
+bytes427 = bytes
+bytes512 = bytes
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 
