@@ -138,10 +138,13 @@ class SparseExtent:
         for index, number, value, used in table_runs(table, self.layout.width, False, first, count, step, count):
             kind, place = self.decode(value)
             offset = base + index * grain
-            if kind != DATA or used or number == 1 or self.compressed:
+            if number == 1 or not used and kind != DATA or self.compressed and kind == DATA:
                 found.append((offset, number * grain, kind, place))
-            else:  # all of them in one and the same place
-                found += [(offset + turn * grain, grain, kind, place) for turn in range(number)]
+            elif used and kind == DATA and self.decode(value + (number - 1) * step) == (DATA, place + (number - 1) * grain):
+                found.append((offset, number * grain, kind, place))
+            else:  # several in one and the same place, or a count that goes up from what is no place
+                for turn in range(number):
+                    found.append((offset + turn * grain, grain, *self.decode(value + turn * used)))
         return found
 
     def decode(self, value: int) -> tuple[int, int]:
