@@ -88,11 +88,14 @@ def run(args: Sequence[str], ui: UI) -> int:
         ui.error("Cannot allocate memory")
     except (KeyboardInterrupt, Stopped) as error:
         return _stop(ui, command or "", error.args[0] if isinstance(error, Stopped) else 2)
+    finally:
+        if ui.tracer is not None:
+            ui.tracer.end()
     return failure
 
 
 def _say(ui: UI, error: Error) -> None:
-    ui.error(str(error))
+    ui.error(str(error), error.__dict__.get("prefix"))
     if error.hint:
         ui.hint(error.hint)
 
@@ -144,21 +147,35 @@ def describe(error: OSError) -> str:
 def _read_global(args: Sequence[str], ui: UI) -> tuple[str, Sequence[str]]:
     """The command word and the arguments after it; options before it are answered."""
     parser = Parser(GLOBAL_OPTIONS, args, stop_at_operand=True)
-    try:
-        for option, _value in parser:
-            if option is None:
-                parser.index -= 1
-                break
-            if option.key == "help":
-                from .commands.help import global_help
+    items = iter(parser)
+    while True:
+        try:
+            option, value = next(items)
+        except StopIteration:
+            break
+        except OptionError as error:
+            raise UsageError(str(error)) from None
+        if option is None:
+            parser.index -= 1
+            break
+        if option.key == "trace":
+            if ui.tracer is None:
+                from .trace import Tracer
 
-                raise Answer(version(ui.name) + global_help(ui))
-            if option.key == "version":
-                raise Answer(version(ui.name))
-    except OptionError as error:
-        raise UsageError(str(error)) from None
+                ui.tracer = Tracer(ui)
+            text = ui.tracer.option(value or "")
+            if text:
+                raise Answer(text)
+        elif option.key == "help":
+            from .commands.help import global_help
+
+            raise Answer(version(ui.name) + global_help(ui))
+        elif option.key == "version":
+            raise Answer(version(ui.name))
     if parser.index == len(args):
         raise UsageError("Not enough arguments")
+    if ui.tracer is not None:
+        ui.tracer.begin()
     command = args[parser.index]
     if command not in SUMMARIES:
         raise UsageError("Command not found: %s" % command)
