@@ -102,7 +102,7 @@ class Vhdx(BlockFormat):
             raise ReadOnly("vhdx: an image with a parent can only be read", errno=EACCES)
         self._parent = Parent(self, locator)
         self.opaque = False
-        self.supports_backing = True  # type: ignore[misc]
+        self.supports_backing = True
         self.zero_initialized = False
         self.backing_filename, self.backing_format = self._parent.name, "vhdx"
 
