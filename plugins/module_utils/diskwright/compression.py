@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 # qcow2 readers decode with a window of 4 KiB, so an encoder must not reach further back.
 _DEFLATE_WINDOW_BITS = -12
 _INFLATE_WINDOW_BITS = -15
-# As QEMU, so that compressed clusters are the same bytes.
+# As QEMU, so that compressed clusters are the same bytes without the accelerator, whose encoder is faster and not zlib's.
 _DEFLATE_MEMORY_LEVEL = 9
+_DEFLATE_LEVEL = 6
 _ZSTD_LEVEL = 3
 # What a frame may claim as memory for its decoder: RFC 8878, 3.1.1.1.2 recommends 8 MiB to decoders as the least and to encoders as the most.
 _ZSTD_WINDOW_BITS = 23
@@ -37,7 +38,10 @@ _zstd: Optional[tuple[Compress, Decompress]] = None
 
 def deflate(view: ReadableBuffer) -> bytes:
     """Raw deflate with a window of 4 KiB; the result may be longer than the input."""
-    codec = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, _DEFLATE_WINDOW_BITS, _DEFLATE_MEMORY_LEVEL)
+    module = kernels.native()
+    if module is not None:
+        return bytes(module.deflate(view, _DEFLATE_LEVEL, _DEFLATE_WINDOW_BITS))
+    codec = zlib.compressobj(_DEFLATE_LEVEL, zlib.DEFLATED, _DEFLATE_WINDOW_BITS, _DEFLATE_MEMORY_LEVEL)
     return codec.compress(view) + codec.flush()
 
 
@@ -45,9 +49,13 @@ def inflate(view: ReadableBuffer, length: int) -> bytes:
     """The first `length` bytes of a raw deflate stream; Corrupt if it is damaged or shorter."""
     if not length:
         return b""  # zlib takes a bound of zero for none
+    module = kernels.native()
     try:
-        data = zlib.decompressobj(_INFLATE_WINDOW_BITS).decompress(view, length)
-    except zlib.error as error:
+        if module is not None:
+            data = module.inflate(view, length, _INFLATE_WINDOW_BITS)
+        else:
+            data = zlib.decompressobj(_INFLATE_WINDOW_BITS).decompress(view, length)
+    except (zlib.error, ValueError) as error:
         raise Corrupt("deflate stream is damaged: %s" % error) from None
     return _exactly(data, length, "deflate")
 

@@ -24,7 +24,7 @@ mod diskwright_accel {
     #[pymodule_export]
     use crate::ciphers::sectors_crypt;
     #[pymodule_export]
-    use crate::codecs::{zstd_compress, zstd_decompress};
+    use crate::codecs::{deflate, inflate, zstd_compress, zstd_decompress};
     #[pymodule_export]
     use crate::compare::{difference_runs, first_difference, nonzero_runs};
     #[pymodule_export]
@@ -44,7 +44,7 @@ mod diskwright_accel {
 
     /// What the library asks for before it uses anything else here.
     #[pymodule_export]
-    const ABI: u32 = 1;
+    const ABI: u32 = 2;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

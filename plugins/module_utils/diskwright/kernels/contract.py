@@ -51,7 +51,7 @@ crc32c(buffer, crc=0) -> int
 
 from __future__ import annotations
 
-ABI = 1  # goes up whenever a signature, a result or an error of any kernel changes
+ABI = 2  # goes up whenever a signature, a result or an error of any kernel changes
 
 KERNELS = (
     "gather",
@@ -72,7 +72,12 @@ KERNELS = (
 )
 
 # What the native module has in addition; compression.py knows who stands in for them.
-CODECS = ("zstd_compress", "zstd_decompress")
+#
+# deflate(buffer, level, window_bits) -> bytes
+#     One stream with the bytes of the buffer; `level` 0..9, `window_bits` as zlib's: -15..-9 bare, 9..15 in a zlib wrapper. ValueError beyond those.
+# inflate(buffer, limit, window_bits) -> bytes
+#     The first bytes, `limit` at most, of a stream: fewer where it ends or is cut off before. ValueError if it is damaged.
+CODECS = ("deflate", "inflate", "zstd_compress", "zstd_decompress")
 
 # And these; crypto/ciphers.py and crypto/hashes.py know who stands in for them.
 #
