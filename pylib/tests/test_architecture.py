@@ -37,7 +37,7 @@ FLOORS = {
     "uring": 2,
     "trace": 12,
     "crypto": 3,
-    "objects": 3,
+    "objects": 4,
     "hooks": 3,
     "node": 4,
     "cache": 5,

@@ -3,18 +3,18 @@
 """The objects that images refer to by id: secrets, throttle groups, TLS credentials (--object).
 
 The types and their properties are those of https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (ObjectType).
-A definition is checked as far as its text goes; files that it names are read by whoever uses the object.
+A definition is checked as far as its text goes; files that it names are read by whoever uses the object, or by `complete`.
 """
 
 from __future__ import annotations
 
-from .errors import OptionError
+from .errors import Error, OptionError
 from .json_parser import parse_json
 from .options import nest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping
+    from typing import Any, Mapping, Optional
 
 _BURST = ("bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write")
 _LIMITS = {name + suffix: "int" for name in _BURST for suffix in ("", "-max", "-max-length")}
@@ -50,14 +50,18 @@ MAX_RATE = 10**15  # bytes or requests a second
 
 
 class UserObject:
-    """One object definition: its type, its id and the properties given, as Python values (`limits` as a dict of ints)."""
+    """One object definition: its type, its id and the properties given, as Python values (`limits` as a dict of ints).
 
-    __slots__ = ("type", "id", "properties")
+    `content` is what a secret turned out to be, once it was read.
+    """
+
+    __slots__ = ("type", "id", "properties", "content")
 
     def __init__(self, type: str, id: str, properties: dict[str, Any]) -> None:
         self.type = type
         self.id = id
         self.properties = properties
+        self.content: Optional[bytes] = None
 
     def __repr__(self) -> str:
         return "UserObject(%r, %r)" % (self.type, self.id)  # not the properties: they may be a password
@@ -70,7 +74,7 @@ def parse_object(text: str) -> UserObject:
     else:
         values, typed = nest(_read_pairs(text)), False
     kind = _take(values, "qom-type", "!string", typed, "")
-    if kind not in TYPES:
+    if kind not in TYPES or kind == "authz-list-file":  # of the latter qemu-img has no more than the help
         raise OptionError("Parameter 'qom-type' does not accept value '%s'" % kind)
     name = _take(values, "id", "!string", typed, "")
     properties = {}
@@ -92,6 +96,11 @@ def parse_object(text: str) -> UserObject:
             raise OptionError("Either 'file' or 'data' must be provided")
     elif kind == "throttle-group":
         check_limits(throttle_limits(properties))
+    elif kind == "main-loop":
+        if not 0 <= properties.get("aio-max-batch", 0):
+            raise OptionError("aio-max-batch value must be in range [0, %d]" % ((1 << 63) - 1))
+        if properties.get("thread-pool-min", 0) > properties.get("thread-pool-max", 64):
+            raise OptionError("bad thread-pool-min/thread-pool-max values")
     return UserObject(kind, name, properties)
 
 
@@ -101,6 +110,35 @@ def add_object(objects: dict[str, UserObject], text: str) -> None:
     if new.id in objects:
         raise OptionError("attempt to add duplicate property '%s' to object (type 'container')" % new.id)
     objects[new.id] = new
+
+
+def complete(objects: Mapping[str, UserObject], name: str) -> None:
+    """Do for the object `name` at once what would else be done when it is used, as qemu-img does: read a secret, look for
+    the files of TLS credentials. Raises OptionError, Error."""
+    found = objects[name]
+    properties = found.properties
+    if found.type in ("secret", "secret_keyring"):
+        from .crypto.secrets import secret_bytes
+
+        found.content = secret_bytes(objects, name)
+    elif found.type in ("tls-creds-x509", "tls-creds-psk"):
+        if "dir" not in properties:
+            raise OptionError("Missing 'dir' property value")
+        files = ["keys.psk"] if found.type == "tls-creds-psk" else ["ca-cert.pem"]
+        if found.type == "tls-creds-x509" and properties.get("endpoint") == "server":
+            files += ["server-cert.pem", "server-key.pem"]
+        for file in files:
+            _find("%s/%s" % (properties["dir"], file))
+
+
+def _find(path: str) -> None:
+    import os
+
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or "No such file or directory"
+        raise Error("Unable to access credentials %s: %s" % (path, reason), filename=path) from exc
 
 
 def throttle_limits(properties: Mapping[str, Any]) -> dict[str, int]:

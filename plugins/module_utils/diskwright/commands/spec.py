@@ -114,12 +114,13 @@ class Command:
         if option.kind == FLAG:
             given[option.key] = True
         elif option.key == "object":
-            from ..objects import add_object, help_text
+            from ..objects import add_object, complete, help_text
 
             text = help_text(value or "")
             if text:
                 raise Answer(text)
             add_object(given.objects, value or "")
+            complete(given.objects, next(reversed(list(given.objects))))
         elif option.key == "options":
             text = value or ""
             if not valid_option_list(text):

@@ -45,6 +45,8 @@ def _read(objects: Mapping[str, Any], name: str, depth: int) -> bytes:
         raise OptionError("Object with id '%s' is not a secret" % name)
     if depth > MAX_WRAPPED:
         raise OptionError("Secret '%s' is wrapped too often" % name)
+    if found.content is not None:
+        return bytes(found.content)
     properties = found.properties
     if found.type == "secret_keyring":
         data = _from_keyring(properties["serial"])
