@@ -6,16 +6,21 @@ from __future__ import annotations
 
 import os
 
-from ._options import checked, joined, stored, virtual_size
-from ._plan import Refusal, Step
+from . import _backing, _encryption
+from ._options import OWN, amendable, checked, joined, stored, virtual_size
+from ._plan import Refusal, Step, after
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
-    from .diskwright.node import OpenFlags
-
     State = Mapping[str, Any]
+
+# parameters that are taken as they are
+PLAIN = ("state", "path", "format", "backing_file", "backing_format", "preallocation", "allow_shrink", "rebase", "allow_unsafe_rebase")
+PLAIN += ("flatten", "commit", "allow_backing_change", "allow_data_file_change")
+UNTOLD = {"lazy_refcounts": "off", "data_file_raw": "off", "extended_l2": "off"}  # what an image has that tells nothing of it
+VERSION_3 = {"lazy_refcounts": "off", "extended_l2": "off"}  # what only images with compat=1.1 tell, and have at first
 
 
 def exists(path: str) -> dict[str, Any]:
@@ -29,89 +34,56 @@ def exists(path: str) -> dict[str, Any]:
     return {"state": "present"}
 
 
-def observe(path: str, backing_file: Optional[str] = None) -> dict[str, Any]:
+def observe(path: str, want: Optional[State] = None) -> dict[str, Any]:
     """The state of the image at `path`; `state` is "absent" where there is nothing. Works on images in use.
 
-    With a `backing_file` that is wanted there are two more facts: `_backing`, its format and size for an image that is yet
-    to be made (None if it does not exist), and `_moved`, whether the backing file of an existing image is to be found
-    under that name instead: it is gone from its old place, or the two names hold the same content. Raises Error and
-    OSError where there is something that is no image, or cannot be read.
+    With `want` there are more facts, which the plan for that depends on: `_backing` describes the backing file of an image that
+    is yet to be made; for the others see _backing.observe and _encryption.observe. Raises Error and OSError where there is
+    something that is no image, or cannot be read.
     """
     if not os.path.lexists(path):
-        return {"state": "absent", "_backing": backing_file and _backing(path, backing_file)}
+        return {"state": "absent", "_backing": _backing.describe(path, want["backing_file"], want["backing_format"]) if want else None}
     if not os.path.exists(path):
         raise Refusal("%s is a symbolic link to %s, which does not exist" % (path, os.path.realpath(path)))
     from .diskwright.graph import open_image
 
-    with open_image(os.path.abspath(path), flags=_looking()) as node:
-        return {
+    with open_image(os.path.abspath(path), flags=_backing.looking()) as node:
+        have = {
             "state": "present",
             "format": node.driver,
             "size": node.size,
             "backing_file": node.backing_filename,
             "backing_format": node.backing_format,
             "options": stored(node),
-            "_moved": _moved(path, node.backing_filename, backing_file),
+            **_encryption.observe(node, want["encryption"] if want and node.driver == want["format"] else None),
         }
-
-
-def _looking() -> OpenFlags:
-    """How an image is opened whose metadata alone are of interest, whoever else uses it."""
-    from .diskwright.node import OpenFlags
-
-    return OpenFlags(no_backing=True, no_io=True, force_share=True)
-
-
-def _backing(path: str, name: str) -> Optional[dict[str, Any]]:
-    """Format and size of the backing file `name` of an image at `path`; None if there is no such file."""
-    full = os.path.join(os.path.dirname(os.path.abspath(path)), name)
-    if not os.path.exists(full):
-        return None
-    from .diskwright.graph import open_image
-
-    with open_image(full, flags=_looking()) as node:
-        return {"format": node.driver, "size": node.size}
-
-
-def _moved(path: str, old: Optional[str], new: Optional[str]) -> bool:
-    from .diskwright.graph import protocol_prefix
-
-    if old is None or new is None or _same_file(path, old, new) or protocol_prefix(old) is not None:
-        return False
-    folder = os.path.dirname(os.path.abspath(path))
-    old, new = os.path.join(folder, old), os.path.join(folder, new)
-    if not os.path.exists(new):
-        return False
-    if not os.path.exists(old) or os.path.samefile(old, new):
-        return True  # two names of one file, or nothing left to compare with
-    from .diskwright.commands.compare import compare
-
-    return bool(compare(old, new, strict=False, force_share=True).identical)
+        if want:
+            bitmaps = node.bitmaps()
+            have.update(_backing.observe(path, node, want), _amendable=amendable(node), _bitmaps=bool(bitmaps and bitmaps.all))
+        return have
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The wanted state from the module's parameters, checked. Raises OptionError in QEMU's words."""
+    """The wanted state from the module's parameters, checked. Raises OptionError in QEMU's words, Refusal."""
     if params["state"] == "absent":
         return {"state": "absent", "path": params["path"]}
     from .diskwright.drivers import lookup_format
     from .diskwright.errors import OptionError
 
-    options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", "preallocation"))
-    if params["backing_file"] is not None and not lookup_format(params["format"]).supports_backing:
-        raise OptionError("Backing file not supported for file format '%s'" % params["format"])
-    return {
-        "state": "present",
-        "path": params["path"],
-        "format": params["format"],
-        "size": virtual_size(params["size"]),
-        "backing_file": params["backing_file"],
-        "backing_format": params["backing_format"],
-        "options": options,
-        "preallocation": params["preallocation"],
-        "allow_shrink": params["allow_shrink"],
-        "rebase": params["rebase"],
-        "private": params["mode"] is not None,
-    }
+    options = checked(params["format"], params["options"], OWN)
+    cls = lookup_format(params["format"])
+    for name in ("backing_file", "flatten", "commit"):
+        if params[name] not in (None, False) and not cls.supports_backing:
+            raise OptionError("Backing file not supported for file format '%s'" % params["format"])
+    if params["backing_file"] == "":
+        raise Refusal("backing_file: the name is empty; flatten is for an image without a backing file")
+    if params["flatten"] and params["commit"]:
+        raise Refusal("flatten and commit exclude each other: what an image holds is either its own or its backing file's")
+    encryption = params["encryption"]
+    want = {key: params[key] for key in PLAIN}
+    want.update(size=virtual_size(params["size"]), options=options, private=params["mode"] is not None)
+    want["encryption"] = None if encryption is None else _encryption.Encryption(encryption, cls)
+    return want
 
 
 def plan(want: State, have: State) -> list[Step]:
@@ -120,59 +92,24 @@ def plan(want: State, have: State) -> list[Step]:
     if want["state"] == "absent":
         return [] if have["state"] == "absent" else [_remove(path)]
     if have["state"] == "absent":
-        if want["size"] is None and want["backing_file"] is None:
-            raise Refusal("%s does not exist, and without a size or a backing file it cannot be created" % path)
+        if want["commit"] and want["backing_file"] is None:
+            raise Refusal("%s would have no backing file that commit could write into" % path)
         return [_create(want, have)]
-    _refuse_what_cannot_change(want, have)
-    steps = []
-    if want["backing_file"] is not None and not _has_backing(want, have):
-        steps.append(_follow(want, have))
-    size = want["size"]
-    if size is None or size == have["size"]:
-        return steps
-    if size < have["size"] and not want["allow_shrink"]:
-        raise Refusal(
-            "%s is %d bytes large and %d are wanted: shrinking destroys what lies beyond the new end, and needs allow_shrink"
-            % (path, have["size"], size)
-        )
-    return steps + [_resize(want, have)]
-
-
-def _refuse_what_cannot_change(want: State, have: State) -> None:
-    path = want["path"]
     if want["format"] != have["format"]:
         raise Refusal(
             "%s is a %s image and %s is wanted: convert it with diskwright.images.image_convert, or remove it first"
             % (path, have["format"], want["format"])
         )
-    for key, value in want["options"].items():
-        present = have["options"].get(key)
-        if present is not None and present != value:
-            raise Refusal("%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, value))
-    if want["backing_file"] is None:
-        return
-    if not _has_backing(want, have) and not _may_follow(want, have):
-        raise Refusal(
-            "%s has %s and '%s' is wanted: that is not changed unless rebase allows it and the content is the same"
-            % (path, "the backing file '%s'" % have["backing_file"] if have["backing_file"] else "no backing file", want["backing_file"])
-        )
-    if want["backing_format"] is not None and have["backing_format"] not in (None, want["backing_format"]):
-        raise Refusal("%s has the backing format %s and %s is wanted" % (path, have["backing_format"], want["backing_format"]))
-
-
-def _has_backing(want: State, have: State) -> bool:
-    return have["backing_file"] is not None and _same_file(want["path"], want["backing_file"], have["backing_file"])
-
-
-def _may_follow(want: State, have: State) -> bool:
-    """Whether the reference to the backing file may be rewritten: it has moved, and following it was allowed."""
-    return want["rebase"] == "moved" and have["backing_file"] is not None and bool(have["_moved"])
-
-
-def _same_file(path: str, name: str, other: str) -> bool:
-    """Whether two backing file names mean the same file, relative ones being relative to the image; by name only."""
-    folder = os.path.dirname(os.path.abspath(path))
-    return os.path.normpath(os.path.join(folder, name)) == os.path.normpath(os.path.join(folder, other))
+    keys = _encryption.plan(want, have)
+    address = _encryption.Address(path, want["format"], want["encryption"])
+    rebased = _backing.plan(want, have, address)
+    have = after(have, rebased)
+    if want["commit"] and have["backing_file"] is None:
+        raise Refusal("%s has no backing file that commit could write into" % path)
+    steps = [*rebased, *_amendment(want, have, address), *_resize(want, have, address), *_backing.commit(want, have, bool(rebased), address)]
+    if steps and have["encryption"] is not None and want["encryption"] is None:
+        raise Refusal("%s is encrypted: changing it (%s) needs encryption.passphrase" % (path, ", ".join(step.verb for step in steps)))
+    return keys + steps
 
 
 def _remove(path: str) -> Step:
@@ -185,11 +122,21 @@ def _remove(path: str) -> Step:
 
 
 def _create(want: State, have: State) -> Step:
+    path, size, format, why = want["path"], want["size"], want["backing_format"], "it does not exist"
+    if size is None and want["backing_file"] is None:
+        raise Refusal("%s does not exist, and without a size or a backing file it cannot be created" % path)
     options = dict(want["options"])
+    argv = ["qemu-img", "create", "-f", want["format"]]
+    objects: Mapping[str, Any] = {}
+    encryption = want["encryption"]
+    if encryption is not None:
+        options.update(encryption.creation_options())
+        argv += encryption.words(_encryption.KEY)
+        objects = encryption.objects
+    elif want["format"] == "luks":
+        raise Refusal("%s does not exist, and without encryption.passphrase a luks image cannot be created" % path)
     if want["preallocation"] != "off":
         options["preallocation"] = want["preallocation"]
-    size, format, why = want["size"], want["backing_format"], "it does not exist"
-    argv = ["qemu-img", "create", "-f", want["format"]]
     if want["backing_file"] is not None:
         if have["_backing"]:
             size = have["_backing"]["size"] if size is None else size
@@ -199,46 +146,86 @@ def _create(want: State, have: State) -> Step:
         argv += ["-b", want["backing_file"], *(["-F", format] if format else [])]
     text = joined(options)
     argv += ["-o", text] if text else []
-    argv += [want["path"], *([str(want["size"])] if want["size"] is not None else [])]
+    argv += [path, *([str(want["size"])] if want["size"] is not None else [])]
 
     def run() -> None:
         from .diskwright.beside import beside
         from .diskwright.commands.create import create
 
-        with beside(want["path"], want["private"]) as temporary:
-            create(temporary, want["size"], format=want["format"], options=text, backing=want["backing_file"], backing_format=format)
+        with beside(path, want["private"]) as temporary:
+            create(temporary, want["size"], format=want["format"], options=text, backing=want["backing_file"], backing_format=format, objects=objects)
 
     change = {key: want[key] for key in ("state", "format", "backing_file", "options")}
-    return Step("create", want["path"], why, argv, {**change, "size": size, "backing_format": format}, run)
+    change.update(size=size, backing_format=format, encryption=None, _data=False, _bitmaps=False, _amendable=list(want["options"]))
+    if encryption is not None:
+        change.update(encryption="luks", key_slots=1, _slots=[0], _old_slots=[])
+    return Step("create", path, why, argv, change, run)
 
 
-def _follow(want: State, have: State) -> Step:
-    format = want["backing_format"] or have["backing_format"]
-    argv = ["qemu-img", "rebase", "-u", "-f", want["format"], "-b", want["backing_file"], *(["-F", format] if format else []), want["path"]]
+def _amendment(want: State, have: State, address: _encryption.Address) -> list[Step]:
+    """The step that changes options in place. Raises Refusal for those that cannot be changed."""
+    path, changes = want["path"], {}
+    for key, value in want["options"].items():
+        present = have["options"].get(key, UNTOLD.get(key))
+        if present == value or (present is None and key not in have["_amendable"]):
+            continue
+        fixed = key not in have["_amendable"] or (key == "data_file" and present is None) or (key == "data_file_raw" and value == "on")
+        if fixed:
+            raise Refusal("%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, value))
+        if key == "data_file" and not want["allow_data_file_change"]:
+            raise Refusal("%s has data_file=%s: naming another one changes what it reads as, and needs allow_data_file_change" % (path, present))
+        changes[key] = value
+    if not changes:
+        return []
+    options = {**have["options"], **changes}
+    if options.get("compat") == "0.10":
+        _refuse_version_3(path, options, have)
+        options = {key: value for key, value in options.items() if key not in VERSION_3}
+    elif changes.get("compat") == "1.1":
+        options = {**VERSION_3, **options}
+    text = joined(changes) or ""
 
     def run() -> None:
-        from .diskwright.image import open_node
+        from .diskwright.commands.amend import amend
 
-        with open_node(os.path.abspath(want["path"]), "r+", format=want["format"], backing=False) as node:
-            node.change_backing(want["backing_file"], format)
+        amend(address.name, text, **address.arguments)
 
-    why = "its backing file '%s' has moved" % have["backing_file"]
-    return Step("rebase", want["path"], why, argv, {"backing_file": want["backing_file"], "backing_format": format}, run)
+    why = "it has " + ", ".join("%s=%s" % (key, have["options"].get(key, UNTOLD.get(key))) for key in changes)
+    return [Step("amend", path, why, ["qemu-img", "amend", *address.words, "-o", text, address.operand], {"options": options}, run)]
 
 
-def _resize(want: State, have: State) -> Step:
-    grows = want["size"] > have["size"]
-    argv = ["qemu-img", "resize", "-f", want["format"]]
-    if not grows:
-        argv.append("--shrink")
+def _refuse_version_3(path: str, options: State, have: State) -> None:
+    """Raise Refusal for what an image with compat=0.10 cannot have."""
+    reasons = ["%s=%s" % (key, options[key]) for key in VERSION_3 if key != "lazy_refcounts" and options.get(key, "off") != "off"]
+    if options.get("lazy_refcounts") == "on" and have["options"].get("lazy_refcounts") != "on":
+        reasons.append("lazy_refcounts=on")
+    if options.get("refcount_bits", "16") != "16":
+        reasons.append("refcount_bits=%s" % options["refcount_bits"])
+    reasons += ["data_file=%s" % options["data_file"]] if "data_file" in options else []
+    reasons += ["dirty bitmaps"] if have["_bitmaps"] else []
+    if reasons:
+        raise Refusal("%s: an image with compat=0.10 cannot have %s" % (path, ", ".join(reasons)))
+
+
+def _resize(want: State, have: State, address: _encryption.Address) -> list[Step]:
+    size, path = want["size"], want["path"]
+    if size is None or size == have["size"]:
+        return []
+    grows = size > have["size"]
+    if not grows and not want["allow_shrink"]:
+        raise Refusal(
+            "%s is %d bytes large and %d are wanted: shrinking destroys what lies beyond the new end, and needs allow_shrink"
+            % (path, have["size"], size)
+        )
+    argv = ["qemu-img", "resize", *address.words, *([] if grows else ["--shrink"])]
     preallocation = want["preallocation"] if grows else "off"
     if preallocation != "off":
         argv += ["--preallocation", preallocation]
-    why = "it is %d bytes large and %d are wanted" % (have["size"], want["size"])
+    why = "it is %d bytes large and %d are wanted" % (have["size"], size)
 
     def run() -> None:
         from .diskwright.commands.resize import resize
 
-        resize(os.path.abspath(want["path"]), want["size"], format=want["format"], shrink=not grows, preallocation=preallocation)
+        resize(address.name, size, shrink=not grows, preallocation=preallocation, **address.arguments)
 
-    return Step("resize", want["path"], why, argv + [want["path"], str(want["size"])], {"size": want["size"]}, run)
+    return [Step("resize", path, why, [*argv, address.operand, str(size)], {"size": size}, run)]

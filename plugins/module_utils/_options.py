@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from .diskwright.node import Format
 
+OWN = ("size", "backing_file", "backing_fmt", "preallocation", "key-secret", "encrypt.key-secret", "encrypt.format", "encryption")
 _COMPAT = {"v2": "0.10", "0.1": "0.10", "v3": "1.1"}  # spellings of one value (0.1 is YAML's 0.10), and the one that info shows
 
 
@@ -55,7 +56,15 @@ def checked(format: str, options: Optional[Mapping[str, Any]], own: tuple[str, .
 
 def stored(node: Format) -> dict[str, str]:
     """What an image's creation options must have been, as far as the image tells."""
-    found = {key.replace("-", "_"): value for key, value in (node.format_specific() or {}).items()}
+    details = dict(node.format_specific() or {})
+    encryption = {"encrypt." + key: value for key, value in details.pop("encrypt", {}).items()}
+    found = {**encryption, **details, **{key.replace("-", "_"): value for key, value in details.items()}}
     if node.cluster_size:
         found["cluster_size"] = node.cluster_size
     return {key: as_text(value) for key, value in found.items() if key in node.create_options.fields}
+
+
+def amendable(node: Format) -> list[str]:
+    """The creation options that an image tells and that can be changed in it, apart from those that disk_image has parameters for."""
+    fields = node.amend_options.fields if node.amend_options is not None else {}
+    return sorted(key for key in fields if key in node.create_options.fields and key not in OWN and not key.endswith("iter-time"))

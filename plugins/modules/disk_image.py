@@ -8,12 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: disk_image
-short_description: Make sure that a disk image exists, with a size and a format, or does not exist
+short_description: Make sure that a disk image exists as it should be, or does not exist
 version_added: 0.1.0
 author:
   - The Diskwright authors (@diskwright)
 description:
-  - Creates virtual machine disk images, grows and shrinks them, and removes them.
+  - Creates virtual machine disk images, also encrypted ones, grows and shrinks them, and removes them.
+  - Changes the backing file of an existing image, its options and its passphrases, and writes what it holds into its backing file.
   - An image that is as wanted is left alone. A change that would lose data needs the parameter that allows it, and one that
     cannot be made in place is refused.
   - A new image is written beside its final name and renamed when it is complete.
@@ -53,12 +54,34 @@ options:
     type: str
   rebase:
     description:
-      - What to do if an existing image has another backing file than O(backing_file). V(never) refuses.
+      - What to do if an existing image has another backing file than O(backing_file), or none. V(never) refuses.
       - V(moved) makes the image refer to O(backing_file) if that is the old backing file at a new place. The old one is gone, or both
         have the same content.
+      - V(safe) takes into the image whatever the old backing file has and O(backing_file) has not, so that it reads as before.
+      - V(unsafe) changes only the reference, so that what the image does not hold itself reads as O(backing_file) has it. It needs
+        O(allow_unsafe_rebase).
     type: str
-    choices: [never, moved]
+    choices: [never, moved, safe, unsafe]
     default: never
+  allow_unsafe_rebase:
+    description: Whether O(rebase=unsafe) may change what an image reads as.
+    type: bool
+    default: false
+  flatten:
+    description: Whether the image should have no backing file. One that has is made to hold all of its data itself, and takes more room.
+    type: bool
+    default: false
+  commit:
+    description:
+      - Whether whatever the image holds itself should be in its backing file. If it holds anything, that is written there, and
+        the image is emptied. It reads as before. It needs O(allow_backing_change).
+      - A backing file that is smaller becomes as large as the image.
+    type: bool
+    default: false
+  allow_backing_change:
+    description: Whether O(commit) may change the backing file. Other images that are based on it, but for this one, are destroyed by that.
+    type: bool
+    default: false
   preallocation:
     description: How much of the image, or of the part by which it grows, is allocated beforehand. Says nothing about an existing image.
     type: str
@@ -67,10 +90,49 @@ options:
   options:
     description:
       - More options of the format, by the names that C(qemu-img create -o) has for them, for example V(cluster_size) or V(compat).
-      - An existing image that differs in one of them is refused.
+      - In an existing image those are changed that C(qemu-img amend) can change, for V(qcow2) V(compat), V(lazy_refcounts), V(refcount_bits)
+        and, with O(allow_data_file_change), V(data_file). An image that differs in another one is refused.
     type: dict
+  allow_data_file_change:
+    description: Whether an existing image may be made to use another external data file, which changes what it reads as.
+    type: bool
+    default: false
+  encryption:
+    description:
+      - Makes an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside, and opens an existing one.
+      - An image that is not encrypted cannot become so in place, and is refused.
+      - No passphrase is ever shown, be it in a plan, a result or a message.
+      - It takes the Python package C(cryptography), or the library libgcrypt, on the managed node.
+    type: dict
+    suboptions:
+      passphrase:
+        description:
+          - The passphrase that opens the image. Keep it in a vault.
+          - If it does not open an existing image and O(encryption.old_passphrase) does, a key slot is added for it.
+        type: str
+      passphrase_file:
+        description:
+          - A file on the managed node that holds the passphrase and nothing else.
+          - The end of a line belongs to the passphrase, as it does for qemu-img.
+        type: path
+      old_passphrase:
+        description: Another passphrase, which opens an existing image as long as O(encryption.passphrase) does not.
+        type: str
+      old_passphrase_file:
+        description: A file on the managed node that holds it.
+        type: path
+      erase_old:
+        description:
+          - Whether the old passphrase should open the image no more. Its key slots are erased, once the new passphrase opens another one.
+          - The last key slot is never erased.
+        type: bool
+        default: false
+      keyslot:
+        description: The number of the key slot, from 0 to 7, for a passphrase that is added. It is the first one that is free if not given.
+        type: int
 seealso:
   - module: diskwright.images.image_convert
+  - module: diskwright.images.image_snapshot
   - module: diskwright.images.qemu_img_info
 """
 
@@ -100,6 +162,39 @@ EXAMPLES = r"""
       lazy_refcounts: true
     mode: "0600"
 
+- name: An encrypted clone
+  diskwright.images.disk_image:
+    path: /var/lib/images/secret.qcow2
+    backing_file: template.qcow2
+    encryption:
+      passphrase: "{{ vault_disk_passphrase }}"
+
+- name: Another passphrase for it
+  diskwright.images.disk_image:
+    path: /var/lib/images/secret.qcow2
+    encryption:
+      passphrase_file: /etc/keys/new
+      old_passphrase_file: /etc/keys/old
+      erase_old: true
+
+- name: Base a clone on another template, without a change of its content
+  diskwright.images.disk_image:
+    path: /var/lib/images/clone1.qcow2
+    backing_file: template-2.qcow2
+    rebase: safe
+
+- name: A clone that needs its template no more
+  diskwright.images.disk_image:
+    path: /var/lib/images/clone1.qcow2
+    flatten: true
+
+- name: Write what an overlay holds into the image below it
+  diskwright.images.disk_image:
+    path: /var/lib/images/web-overlay.qcow2
+    backing_file: web.qcow2
+    commit: true
+    allow_backing_change: true
+
 - name: No disk
   diskwright.images.disk_image:
     path: /var/lib/images/old.qcow2
@@ -117,6 +212,8 @@ image:
     size: 21474836480
     backing_file: null
     backing_format: null
+    encryption: luks
+    key_slots: 1
     options: {cluster_size: "65536", compat: "1.1"}
 plan:
   description: The steps that were taken, or would be in check mode, each with the command that it replaces and the reason for it.
@@ -135,6 +232,7 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+from ..module_utils._encryption import ARGUMENT as ENCRYPTION  # noqa: E402
 from ..module_utils._disk import exists, observe, plan, wanted  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
@@ -146,16 +244,22 @@ ARGUMENTS = {
     "allow_shrink": {"type": "bool", "default": False},
     "backing_file": {"type": "str"},
     "backing_format": {"type": "str"},
-    "rebase": {"type": "str", "choices": ["never", "moved"], "default": "never"},
+    "rebase": {"type": "str", "choices": ["never", "moved", "safe", "unsafe"], "default": "never"},
+    "allow_unsafe_rebase": {"type": "bool", "default": False},
+    "flatten": {"type": "bool", "default": False},
+    "commit": {"type": "bool", "default": False},
+    "allow_backing_change": {"type": "bool", "default": False},
     "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
     "options": {"type": "dict"},
+    "allow_data_file_change": {"type": "bool", "default": False},
+    "encryption": ENCRYPTION,
 }
 
 
 def task(module):
     path = module.params["path"]
     want = wanted(module.params)
-    have = observe(path, want["backing_file"]) if want["state"] == "present" else exists(path)
+    have = observe(path, want) if want["state"] == "present" else exists(path)
     steps = plan(want, have)
     result = carry_out(module, path, have, steps)
     if want["state"] == "present":
@@ -167,7 +271,13 @@ def task(module):
 
 
 def main():
-    run(task, argument_spec=ARGUMENTS, add_file_common_args=True, required_by={"backing_format": "backing_file"})
+    run(
+        task,
+        argument_spec=ARGUMENTS,
+        add_file_common_args=True,
+        required_by={"backing_format": "backing_file"},
+        mutually_exclusive=[("backing_file", "flatten")],
+    )
 
 
 if __name__ == "__main__":

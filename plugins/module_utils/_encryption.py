@@ -1,0 +1,161 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a module says with which passphrase an image is made and opened, and how it changes key slots. No secret is part of a plan,
+of a state or of a message: secrets are objects, as for qemu-img, and known by their ids."""
+
+from __future__ import annotations
+
+import os
+
+from ._plan import Refusal, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Mapping, Optional, Sequence
+
+    from .diskwright.node import Format
+    from .diskwright.objects import UserObject
+
+    State = Mapping[str, Any]
+
+KEY, OLD_KEY = "key", "old-key"  # ids of secrets
+HIDDEN = "(not shown)"
+ARGUMENT: dict[str, Any] = {
+    "type": "dict",
+    "options": {
+        "passphrase": {"type": "str", "no_log": True},
+        "passphrase_file": {"type": "path", "no_log": False},
+        "old_passphrase": {"type": "str", "no_log": True},
+        "old_passphrase_file": {"type": "path", "no_log": False},
+        "erase_old": {"type": "bool", "default": False},
+        "keyslot": {"type": "int", "no_log": False},
+    },
+    "mutually_exclusive": [("passphrase", "passphrase_file"), ("old_passphrase", "old_passphrase_file")],
+    "required_one_of": [("passphrase", "passphrase_file")],
+}
+
+
+class Encryption:
+    """What the parameter `encryption` asks for, of an image of the format whose class is `cls`."""
+
+    def __init__(self, params: State, cls: type[Format]) -> None:
+        """Raises Refusal for a format without encryption, and for parameters that contradict each other."""
+        fields = cls.create_options.fields
+        self.prefix = "encrypt." if "encrypt.key-secret" in fields else ""
+        if self.prefix + "key-secret" not in fields:
+            raise Refusal("the %s format has no encryption" % cls.driver)
+        self.objects = _secret(KEY, params["passphrase"], params["passphrase_file"])
+        self.objects.update(_secret(OLD_KEY, params["old_passphrase"], params["old_passphrase_file"]))
+        self.old = OLD_KEY in self.objects
+        self.erase_old = params["erase_old"]
+        self.keyslot = params["keyslot"]
+        if self.erase_old and not self.old:
+            raise Refusal("encryption: erase_old needs old_passphrase or old_passphrase_file")
+        if self.keyslot is not None and not 0 <= self.keyslot < 8:
+            raise Refusal("encryption: keyslot must be from 0 to 7")
+
+    def creation_options(self) -> dict[str, str]:
+        """The options that make an image encrypted."""
+        return {**({"encrypt.format": "luks"} if self.prefix else {}), self.prefix + "key-secret": KEY}
+
+    def words(self, *ids: str) -> list[str]:
+        """The arguments of qemu-img that define the secrets of these ids."""
+        words = []
+        for id in ids:
+            path = self.objects[id].properties.get("file")
+            source = "file=%s" % path.replace(",", ",,") if path is not None else "data=" + HIDDEN
+            words += ["--object", "secret,id=%s,%s" % (id, source)]
+        return words
+
+
+def _secret(id: str, text: Optional[str], path: Optional[str]) -> dict[str, UserObject]:
+    from .diskwright.objects import UserObject
+
+    if text is None and path is None:
+        return {}
+    return {id: UserObject("secret", id, {"data": text} if path is None else {"file": os.path.abspath(path)})}
+
+
+class Address:
+    """How an existing image is named: to qemu-img by `words`, then its options, then `operand`; to the library by `name` and `arguments`."""
+
+    def __init__(self, path: str, format: str, encryption: Optional[Encryption] = None, opened_by: str = KEY, also: Sequence[str] = ()) -> None:
+        """`encryption` is that of an encrypted image, which the secret `opened_by` opens; `also` are secrets that a command needs besides."""
+        if encryption is None:
+            self.words, self.operand = ["-f", format], path
+            self.name = os.path.abspath(path)
+            self.arguments: dict[str, Any] = {"format": format}
+            return
+        text = "driver=%s,%skey-secret=%s,file.filename=" % (format, encryption.prefix, opened_by)
+        self.words = [*encryption.words(opened_by, *also), "--image-opts"]
+        self.operand = text + path.replace(",", ",,")
+        self.name = text + os.path.abspath(path).replace(",", ",,")
+        self.arguments = {"image_opts": True, "objects": encryption.objects}
+
+
+def observe(node: Format, encryption: Optional[Encryption]) -> dict[str, Any]:
+    """How an image is encrypted, how many key slots are in use, and which ones the passphrases open.
+
+    Raises Error where a secret cannot be read.
+    """
+    if not node.encrypted:
+        return {"encryption": None}
+    from .diskwright.options import SecretRef
+
+    details: Mapping[str, Any] = node.format_specific() or {}
+    details = details.get("encrypt", details)
+    have: dict[str, Any] = {"encryption": details.get("format", node.driver)}
+    if "slots" in details:
+        have["key_slots"] = sum(1 for slot in details["slots"] if slot["active"])
+    if encryption is not None:
+        have["_slots"] = node.key_slots(SecretRef(KEY, encryption.objects))
+        have["_old_slots"] = node.key_slots(SecretRef(OLD_KEY, encryption.objects)) if encryption.old else []
+    return have
+
+
+def plan(want: State, have: State) -> list[Step]:
+    """The steps after which the passphrase opens the image, and the old one does not if it is to be erased. No I/O. Raises Refusal."""
+    encryption: Optional[Encryption] = want["encryption"]
+    if encryption is None:
+        return []
+    path = want["path"]
+    if have["encryption"] is None:
+        raise Refusal("%s is not encrypted, and cannot be encrypted in place: make an encrypted image, and convert it into that" % path)
+    slots, old_slots = have["_slots"], have["_old_slots"]
+    if slots is None:
+        if encryption.old:
+            raise Refusal("%s has the encryption %s, whose passphrase cannot be changed" % (path, have["encryption"]))
+        return []
+    if not slots and not old_slots:
+        raise Refusal("%s: the passphrase opens no key slot%s" % (path, ", nor does the old one" if encryption.old else ""))
+    steps = []
+    count = have["key_slots"]
+    if not slots:
+        options = {"state": "active", "new-secret": KEY}
+        if encryption.keyslot is not None:
+            options["keyslot"] = str(encryption.keyslot)
+        seconds = want["options"].get(encryption.prefix + "iter-time")
+        if seconds is not None:
+            options["iter-time"] = seconds
+        count += 1
+        change = {"_slots": [0 if encryption.keyslot is None else encryption.keyslot], "key_slots": count}
+        steps.append(_amend(want, OLD_KEY, KEY, options, "the passphrase opens no key slot", change))
+    doomed = [slot for slot in old_slots if slot not in slots] if encryption.erase_old else []
+    if doomed:
+        change = {"_old_slots": [slot for slot in old_slots if slot in slots], "key_slots": count - len(doomed)}
+        why = "the old passphrase opens %d key slots" % len(doomed)
+        steps.append(_amend(want, KEY, OLD_KEY, {"state": "inactive", "old-secret": OLD_KEY}, why, change))
+    return steps
+
+
+def _amend(want: State, opened_by: str, other: str, options: Mapping[str, str], why: str, change: State) -> Step:
+    encryption: Encryption = want["encryption"]
+    address = Address(want["path"], want["format"], encryption, opened_by, [other])
+    text = ",".join("%s%s=%s" % (encryption.prefix, key, value) for key, value in options.items())
+
+    def run() -> None:
+        from .diskwright.commands.amend import amend
+
+        amend(address.name, text, **address.arguments)
+
+    return Step("amend", want["path"], why, ["qemu-img", "amend", *address.words, "-o", text, address.operand], change, run)
