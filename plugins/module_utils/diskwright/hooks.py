@@ -394,6 +394,12 @@ class Hooks:
         cls.create(children["file"], options)
 
     @classmethod
+    def stream(cls, outlet: Node, options: Any) -> Node:
+        """A new image that is written from its beginning to its end into `outlet`, and is whole once it is closed; it takes
+        its units compressed, in order. Raises Unsupported."""
+        raise Unsupported("%s: a pipe takes a raw image, or one that is made to be streamed" % outlet.filename, filename=outlet.filename)
+
+    @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:
         """Bytes needed for an image made with `options` that takes the content of `source` (None: empty)."""
         raise Unsupported("Block driver '%s' does not support size measurement" % cls.driver)

@@ -162,7 +162,7 @@ COMMAND = Command(
     ],
     [
         ("SOURCE", "the image to copy; - is standard input, read as raw"),
-        ("TARGET", "the image to make; - is standard output, written as raw"),
+        ("TARGET", "the image to make; - is standard output, written as raw\n(or as a streamOptimized vmdk)"),
     ],
 )
 
@@ -313,9 +313,16 @@ def convert(
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
         if outlet is not None:
-            if target_format != "raw" or options or backing is not None or compress or no_create:
+            if target_format == "raw" and (options or compress) or backing is not None or no_create:
                 raise OptionError("%s: a pipe takes a raw image, and no options" % target)
-            _send(nodes, inlet, outlet, target, settings)
+            if target_format == "raw":
+                _send(nodes, inlet, outlet, target, settings)
+                return
+            if not nodes:
+                raise OptionError("%s: nobody knows how large an image becomes that comes from a pipe" % target)
+            streamed = _creation(target_format, "a pipe", options, sum(node.size for node in nodes), None, None)
+            with Outlet(outlet, target) as pipe, streamed.own.stream(pipe, streamed.own_record()) as node:
+                copy(nodes, node, target_is_zero=True, **{**settings, "compress": True, "copy_range": False, "ordered": True})
             return
         chosen = None
         if not no_create:

@@ -32,6 +32,7 @@ class Output:
         self.path = filename  # what to create, and to open
         self._final = os.path.realpath(_local_path(filename)) if atomic else ""
         self._beside: Optional[AbstractContextManager[str]] = None
+        self._extents: list[tuple[str, str]] = []  # further files of the image: where they are written, and their names in the end
 
     def __enter__(self) -> Output:
         if self._final:
@@ -43,7 +44,28 @@ class Output:
 
     def __exit__(self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]) -> None:
         if self._beside is not None:
+            try:
+                self._settle_extents(kind is None)
+            except BaseException as failure:
+                self._beside.__exit__(type(failure), failure, failure.__traceback__)
+                raise
             self._beside.__exit__(kind, exc, trace)
+
+    def _settle_extents(self, whole: bool) -> None:
+        """Give the further files of the image their names, which the image must know; or remove them."""
+        if whole and self._extents:
+            with open(self.path, "r+b") as file:
+                text = file.read()
+                for draft, final in self._extents:
+                    text = text.replace(os.fsencode(os.path.basename(draft)), os.fsencode(os.path.basename(final)))
+                file.seek(0)
+                file.write(text)
+                file.truncate()
+        for draft, final in self._extents:
+            if whole:
+                os.rename(draft, final)
+            elif os.path.lexists(draft):
+                os.unlink(draft)
 
     def create(self, options: CreationOptions, sources: Iterable[Node], doing: str) -> None:
         """Make the empty image. Raises Error "<filename>: error while <doing>: ..."; sources are never overwritten."""
@@ -51,6 +73,11 @@ class Output:
 
         try:
             self._spare(sources)
+            if self._beside is not None and not options.own.leaf:
+                record = options.own_record()
+                drafts = options.own.creation_files(record, self.path)
+                finals = options.own.creation_files(record, self._final)
+                self._extents = [(drafts[role], finals[role]) for role in drafts if drafts[role] != finals[role]]
             write_image(self.path, options.own, options.protocol, options.own_record(), options.protocol_record())
         except Error as exc:
             raise self.named(exc, "error while %s: " % doing) from exc

@@ -124,7 +124,7 @@ def _damaged(image: Vmdk, extent: SparseExtent, number: int, why: str) -> Corrup
     return Corrupt(text, filename=image.filename, offset=place, errno=EINVAL)
 
 
-def encode(image: Vmdk, view: memoryview) -> bytes:
+def encode_grain(view: memoryview) -> bytes:
     """A grain compressed; a short one is the last of the disk."""
     return zlib.compress(view)
 
@@ -137,7 +137,7 @@ def write_whole(image: Vmdk, offset: int, view: memoryview) -> None:
         start = extent.start + at - offset
         for position in range(at, at + count, extent.grain):
             part = view[start + position - at : start + min(position - at + extent.grain, count)]
-            write_encoded(image, extent.start + position, part, encode(image, part))
+            write_encoded(image, extent.start + position, part, encode_grain(part))
 
 
 def write_encoded(image: Vmdk, offset: int, view: memoryview, stored: bytes) -> None:

@@ -162,5 +162,6 @@ def little_endian(values: array[int]) -> bytes:
     import sys
 
     if sys.byteorder == "big":
+        values = values[:]
         values.byteswap()
     return values.tobytes()

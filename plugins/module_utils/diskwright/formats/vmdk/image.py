@@ -235,14 +235,14 @@ class Vmdk(Format):
         return zero(self, offset, length, unmap)
 
     def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
-        from .compressed import encode, write_encoded
+        from .compressed import encode_grain, write_encoded
 
-        write_encoded(self, offset, view, encode(self, view))
+        write_encoded(self, offset, view, encode_grain(view))
 
     def _encode(self, view: memoryview) -> Optional[bytes]:
-        from .compressed import encode
+        from .compressed import encode_grain
 
-        return encode(self, view)
+        return encode_grain(view)
 
     def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
         from .compressed import write_encoded
@@ -306,6 +306,15 @@ class Vmdk(Format):
     @classmethod
     def can_compress(cls, options: Mapping[str, Any]) -> bool:
         return bool(options.get("subformat") == "streamOptimized")
+
+    @classmethod
+    def stream(cls, outlet: Node, options: Any) -> Node:
+        if options.subformat != "streamOptimized" or options.backing_file is not None:
+            return super().stream(outlet, options)
+        check_options(options)
+        from .stream import Stream
+
+        return Stream(outlet, options)
 
     @classmethod
     def check_creation(cls, options: Any) -> None:
