@@ -212,8 +212,12 @@ class Qcow2(Format):
 
     def mark_clean(self) -> None:
         """Bring all refcounts into the file, also those that were deferred, and say so in the header."""
-        self.deferring = False
-        self.flush()
+        lazy = self.lazy
+        self.lazy = self.deferring = False
+        try:
+            self.flush()
+        finally:
+            self.lazy = lazy
         if self.header.incompatible_features & layout.DIRTY:
             self.change_record(incompatible_features=self.header.incompatible_features & ~layout.DIRTY)
         self.dirty = False
