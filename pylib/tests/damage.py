@@ -81,7 +81,8 @@ def _use(path: Path, driver: str, flags: OpenFlags, repair: bool) -> Optional[st
 def edges(code: str, old: int) -> list[int]:
     """Values of an integer field with this struct code that somebody might not have thought of."""
     top = (1 << 8 * struct.calcsize(code)) - 1
-    return sorted({0, 1, 2, 511, 513, old - 1 & top, old + 1 & top, old * 2 & top, top >> 1, (top >> 1) + 1, top - 1, top} - {old})
+    values = {0, 1, 2, 511, 513, old - 1 & top, old + 1 & top, old * 2 & top, top >> 1, (top >> 1) + 1, top - 1, top}
+    return sorted(value for value in values if value <= top and value != old)
 
 
 def with_field(data: bytes, offset: int, code: str, value: int) -> bytes:
