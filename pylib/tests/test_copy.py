@@ -405,7 +405,7 @@ def test_a_status_error_ends_the_copy() -> None:
             yield Extent(0, 1 << 19, DATA, self, 0)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with pytest.raises(Error, match="^error while reading block status at offset 0: Input/output error$"):
+    with pytest.raises(Error, match="^error while reading block status at offset 524288: Input/output error$"):
         copy([Unmapped(1 << 20, 1)], Fresh(1 << 20))
 
 

@@ -48,13 +48,14 @@ class Subject(NamedTuple):
         """Whether it is a window of a file."""
         return "size" in self.runtime
 
-    def is_resizable(self) -> bool:
-        """Whether its size can change."""
-        return self.driver in RESIZABLE and not self.is_fixed()
+    def is_resizable(self, grows: bool) -> bool:
+        """Whether its size can change, up or down."""
+        return (self.driver in RESIZABLE or grows and self.driver in GROWING) and not self.is_fixed()
 
 
-CHECKED = ("qcow2", "vdi", "vmdk", "vhdx")  # formats that qemu-img checks
+CHECKED = ("qcow2", "vdi", "vmdk", "vhdx", "qed")  # formats that qemu-img checks
 RESIZABLE = ("raw", "qcow2")
+GROWING = ("qed",)  # formats whose images can be made larger, not smaller
 OWN_BACKING = ("vmdk",)  # formats whose backing file must be of the same format
 
 
@@ -105,6 +106,11 @@ SUBJECTS = [
     Subject("vhdx-absent", "vhdx", {"block_size": M, "block_state_zero": False}, size=3 * M + SECTOR),
     Subject("vhdx-fixed", "vhdx", {"block_size": 2 * M, "subformat": "fixed"}, size=3 * M + 5 * SECTOR),
     Subject("vhdx-fixed-zero", "vhdx", {"block_size": M, "subformat": "fixed", "block_state_zero": True}, size=2 * M + SECTOR),
+    Subject("qed", "qed"),
+    Subject("qed-4k", "qed", {"cluster_size": 4 * K, "table_size": 2}),
+    Subject("qed-4k-16", "qed", {"cluster_size": 4 * K, "table_size": 16}),
+    Subject("qed-1M", "qed", {"cluster_size": M, "table_size": 2}, size=9 * M + SECTOR),
+    *(Subject("qed-" + backing, "qed", {"cluster_size": 8 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
 ]
 
 every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=[subject.name for subject in SUBJECTS])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ..errors import Error
 from ..extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, ZERO
 from ..graph import Graph
 from ..node import OpenFlags
@@ -166,8 +167,20 @@ def _entries(node: Node, start: int, end: int) -> Iterator[MapEntry]:
 def _runs(node: Node, start: int, length: int, depth: int) -> Iterator[MapEntry]:
     """The runs of a range of one layer, and of those below it where it has nothing; neighbours may be alike."""
     end = start + length
+    limit = EXTENTS_AT_ONCE
     while start < end:
-        for extent in node.block_status(start, end - start, limit=EXTENTS_AT_ONCE):
+        try:
+            extents = node.block_status(start, end - start, limit=limit)
+        except Error as exc:
+            if limit > 1:  # all up to the place that fails
+                limit = 1
+                continue
+            import errno
+            import os
+
+            reason = os.strerror(exc.errno or errno.EIO)
+            raise Error("Could not read file metadata: " + reason, filename=node.filename, offset=exc.offset, errno=exc.errno, hint=str(exc)) from exc
+        for extent in extents:
             yield from _layer(node, extent, depth)
         start = extent.offset + extent.length
 

@@ -41,10 +41,14 @@ def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] 
     for node in sources:
         position = max(offset, first)
         last = min(end, first + node.size)
+        limit = EXTENTS
         while position < last:
             try:
-                extents = node.resolve(position - first, last - position, True, EXTENTS, own)
+                extents = node.resolve(position - first, last - position, True, limit, own)
             except (Error, OSError) as exc:
+                if limit > 1:  # all up to the place that fails
+                    limit = 1
+                    continue
                 raise failure("error while reading block status at offset", position - offset, exc) from exc
             for start, count, status, host, host_offset in extents:
                 yield first + start - offset, count, status, host, host_offset
