@@ -11,9 +11,10 @@ from pathlib import Path
 
 import diskwright
 import pytest
-from diskwright.errors import Error
+from diskwright.errors import Error, WrongFormat
 from diskwright.graph import open_image
 from diskwright.hooks import OpenFlags
+from samples import sample
 from side_by_side import ours, theirs, twins
 
 WRITABLE = OpenFlags(writable=True, resize=True)
@@ -61,6 +62,24 @@ def test_small_files(tmp_path: Path, size: int) -> None:
     with open_image(str(path), None, WRITABLE) as node:
         node.pwrite(10, b"data")
     assert path.read_bytes()[:14] == bytes(10) + b"data"
+
+
+def test_an_ambiguous_image(tmp_path: Path) -> None:
+    """The magics of two formats, each in its place: QEMU takes whichever it asks first, we ask who is meant."""
+    both = HEADER.ljust(64, b"\0") + b"\x7f\x10\xda\xbe" + b"\x01\0\1\0"
+    image = tmp_path / "image"
+    image.write_bytes(both.ljust(4096, b"\0"))
+    with pytest.raises(WrongFormat, match="ambiguous: it may be qcow2 or vdi"):
+        open_image(str(image))
+    with open_image(str(image), "raw") as node:
+        assert node.pread(0, len(both)) == both
+    image.write_bytes(bytes(4096))
+    with open_image(str(image), None, WRITABLE) as node, pytest.raises(Error, match="Operation not permitted"):
+        node.pwrite(0, both)
+
+
+def test_a_boot_sector_is_raw(tmp_path: Path) -> None:
+    assert diskwright.info(str(sample("grub_mbr.raw", tmp_path)))[0].format == "raw"
 
 
 def test_commit_into_a_probed_image(image: Path) -> None:

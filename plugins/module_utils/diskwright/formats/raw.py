@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from ..errors import Error, OptionError
+from ..errors import Error, OptionError, WrongFormat
 from ..extent import PASS, Extent
 from ..node import RESIZE, Alloc, Format, Measure, OpenFlags
 from ..options import Options, Size, opt
@@ -95,9 +95,16 @@ class Raw(Format):
         open it would read what the guest's metadata names."""
         head = bytearray(self.file.pread(0, min(SECTOR, self.file.size)).ljust(SECTOR, b"\0"))
         head[host_offset : host_offset + len(view)] = view
-        if self.probed is not None and self.probed(bytes(head), "") != self.driver:
+        if self._has_become(bytes(head)):
             raise Error("%s: Operation not permitted" % self.filename, filename=self.filename, errno=errno.EPERM)
         self.file.write_hosted(host_offset, view)
+
+    def _has_become(self, head: bytes) -> bool:
+        """Whether an image that begins with `head` would be taken for one of another format."""
+        try:
+            return self.probed is not None and self.probed(head, "") != self.driver
+        except WrongFormat:
+            return True
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
         self.file.pwrite_zeroes(self.start + offset, length, unmap)
