@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EACCES, EIO = 13, 5
 UNALLOCATED = (NOT_PRESENT, UNDEFINED, ZERO, UNMAPPED, UNMAPPED_OLD)  # states of blocks that read as zeroes
-END_OF_NUMBERS = 1 << 64
+END_OF_NUMBERS = 1 << 63
 
 
 class VhdxOptions(Options):
@@ -197,7 +197,11 @@ class Vhdx(BlockFormat):
     def attach(self, role: str, child: Node) -> None:
         """See Node.attach. Raises Corrupt where the parent is not the one that the image was made for."""
         if role == "backing" and self._parent is not None:
-            self._parent.admit(child.headers.current.data_write_guid if isinstance(child, Vhdx) else None)
+            try:
+                self._parent.admit(child.headers.current.data_write_guid if isinstance(child, Vhdx) else None)
+            except Corrupt:
+                child.abandon()
+                raise
         super().attach(role, child)
 
     def _survey(self, result: Optional[CheckResult]) -> None:

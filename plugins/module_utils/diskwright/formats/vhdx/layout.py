@@ -35,6 +35,7 @@ MAX_ENTRIES = 2047  # of a region table and of a metadata table
 MIN_BLOCK, MAX_BLOCK = M, 256 * M
 MAX_SIZE = 64 << 40  # bytes of a disk
 MAX_FILE = 1 << 48  # bytes; what no file of a disk of MAX_SIZE reaches
+MAX_SEQUENCE = (1 << 64) - 1
 CHUNK_SECTORS = 1 << 23  # sectors that one block of the sector bitmap describes
 
 BAT = bytes.fromhex("6677c22d23f600429d64115e9bfd4a08")
@@ -189,6 +190,8 @@ class Headers:
 
     def update(self, **values: object) -> None:
         """Write a header with some fields changed over the older one; it waits for a flush. The sequence number goes up."""
+        if self.current.sequence_number == MAX_SEQUENCE:
+            raise Corrupt("%s: no header can be newer than number %d" % (self.file.filename, MAX_SEQUENCE), filename=self.file.filename, errno=EINVAL)
         fields = {name: getattr(self.current, name) for name in Header.FIELDS}
         fields.update(values, sequence_number=self.current.sequence_number + 1)
         header = Header(**fields)
