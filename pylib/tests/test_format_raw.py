@@ -78,6 +78,16 @@ def test_an_ambiguous_image(tmp_path: Path) -> None:
         node.pwrite(0, both)
 
 
+def test_luks2_is_named(tmp_path: Path) -> None:
+    """To QEMU it is raw data, and so it is to us; but we say what it is."""
+    (tmp_path / "volume").write_bytes(b"LUKS\xba\xbe\0\2".ljust(4096, b"\0"))
+    expected, found = theirs(["info", "volume"], tmp_path), ours(["info", "volume"], tmp_path)
+    assert found[:2] == expected[:2]
+    assert "LUKS version 2" in found.err
+    assert ours(["info", "-f", "raw", "volume"], tmp_path) == theirs(["info", "-f", "raw", "volume"], tmp_path)
+    assert ours(["info", "-f", "luks", "volume"], tmp_path) == theirs(["info", "-f", "luks", "volume"], tmp_path)
+
+
 def test_a_boot_sector_is_raw(tmp_path: Path) -> None:
     assert diskwright.info(str(sample("grub_mbr.raw", tmp_path)))[0].format == "raw"
 

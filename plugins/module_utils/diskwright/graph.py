@@ -171,13 +171,25 @@ class Graph:
         if self.warn is not None:
             for text in node.warnings:
                 self.warn(text)
-            if node.probed and node.driver == "raw" and not node.read_only:
-                self.warn(PROBED_RAW % node.filename)
+            if node.probed and node.driver == "raw":
+                self._warn_of_raw(node)
             if spec.get("backing") == "":
                 self.warn('Use of "backing": "" is deprecated; use "backing": null instead')
         if name is not None:
             self.named[name] = node
         return node
+
+    def _warn_of_raw(self, node: Node) -> None:
+        """Nobody said that `node` is raw."""
+        from .probe import unread
+
+        if self.warn is None:
+            return
+        if not node.read_only:
+            self.warn(PROBED_RAW % node.filename)
+        content = unread(node.children["file"])
+        if content:
+            self.warn("'%s' is taken for a raw image, but it holds %s" % (node.filename, content))
 
     def _build(self, driver: Optional[str], values: dict[str, Any], flags: OpenFlags, opened: list[Node]) -> Node:
         """Open the children that `values` describes, then the node itself; `opened` collects what must be closed on failure."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .node import Node
 
 PROBE_SIZE = 2048  # bytes from the start of the file that decide
+LUKS2 = b"LUKS\xba\xbe\0\2"
 
 
 def probe(file: Node, filename: str) -> str:
@@ -34,3 +35,10 @@ def probe_head(head: bytes, filename: str) -> str:
         message = "The image format is ambiguous: it may be %s; name the one that is meant" % " or ".join(sorted(names))
         raise WrongFormat(message, filename=filename)
     return names[0]
+
+
+def unread(file: Node) -> str:
+    """What a file that is taken for a raw image holds, where it is known and cannot be read; "" otherwise. Raises OSError."""
+    if file.pread(0, min(len(LUKS2), file.size)) == LUKS2:
+        return "a LUKS version 2 volume, which only cryptsetup opens"
+    return ""
