@@ -38,7 +38,6 @@ def check(image: Qed, repair: str) -> CheckResult:
         if not result.corruptions and image.header.features & NEED_CHECK:
             image.header.features &= ~NEED_CHECK
             image.update_header()
-            image.dirty = False
     return checking.result
 
 

@@ -102,7 +102,8 @@ def whole_clusters(file_size: int, cluster_size: int) -> int:
 
 def read_header(head: bytes, file_size: int) -> Header:
     """The header at the start of a file of `file_size` bytes. Raises WrongFormat, Unsupported or Corrupt in QEMU's words."""
-    if len(head) < Header.SIZE or not head.startswith(MAGIC_BYTES):
+    head = head.ljust(Header.SIZE, b"\0")  # what lies beyond the end of a file reads as zeroes
+    if not head.startswith(MAGIC_BYTES):
         raise WrongFormat("Image not in QED format")
     header = Header.unpack(head)
     unknown = header.features & ~KNOWN_FEATURES

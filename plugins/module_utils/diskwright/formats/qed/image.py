@@ -56,7 +56,6 @@ class Qed(Format):
         self._read_names()
         self.ordered = True  # False while nobody else can see the image, as it is being made
         self.load_tables()
-        self.dirty = bool(self.header.features & layout.NEED_CHECK)
         if flags.writable:
             self._open_for_writing()
 
@@ -84,7 +83,7 @@ class Qed(Format):
         if self.header.autoclear_features:  # none is known
             self.header.autoclear_features = 0
             self.update_header()
-        if self.dirty and not self.flags.check:
+        if self.header.features & layout.NEED_CHECK and not self.flags.check:
             self._check("all")
 
     def _changed_flags(self, old: OpenFlags) -> None:
