@@ -122,12 +122,12 @@ def bitmap(
     """Do `actions`, one after the other, with the dirty bitmap `name` of the image `filename`.
 
     Each is a pair: a word of ACTIONS, and for "merge" the name of a bitmap of this image or of `source_file` (else "").
-    `granularity` is in bytes, 0 for the default. With `no_io` neither the backing file nor the passphrase of an encrypted
-    image is asked for: bitmaps need neither. When one fails those before it are done. Raises OptionError, Error or OSError.
+    `granularity` is in bytes, 0 for the default. The backing file is not opened, and with `no_io` the passphrase of an
+    encrypted image is not asked for: bitmaps need neither. When one fails those before it are done. Raises OptionError, Error or OSError.
     """
     failure: Optional[Error] = None
     graph = Graph(policy, objects, warn)
-    with graph.open(filename, format, OpenFlags(writable=True, no_io=no_io, no_backing=no_io), image_opts) as node:
+    with graph.open(filename, format, OpenFlags(writable=True, no_io=no_io, no_backing=True), image_opts) as node:
         other: Optional[Node] = None
         try:
             if source_file is not None:

@@ -149,6 +149,8 @@ def _refuse(node: Node, backing: Optional[str], backing_format: Optional[str]) -
         reason = "backing format must be specified"
     elif not node.supports_backing:
         reason = "Operation not supported"
+    elif backing and (node.format_specific() or {}).get("data-file-raw"):
+        reason = "Invalid argument"  # its data file has to read as the disk does
     if reason:
         raise OptionError("Could not change the backing file to '%s': %s" % ("(null)" if backing is None else backing, reason), filename=node.filename)
 
