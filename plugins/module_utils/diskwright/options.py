@@ -29,15 +29,22 @@ else:
         """A child node: a specification before graph.py has opened it, a Node afterwards."""
 
 
-class SecretRef(str):
-    """The id of a secret object, and the objects by id among which it is to be looked for when it is needed."""
+class ObjectRef(str):
+    """The id of an object (--object), and the objects by id among which it is to be looked for when it is needed."""
 
     objects: Mapping[str, Any] = {}
 
-    def __new__(cls, id: str, objects: Optional[Mapping[str, Any]] = None) -> SecretRef:
+    def __new__(cls, id: str, objects: Optional[Mapping[str, Any]] = None) -> Self:
         ref = super().__new__(cls, id)
         ref.objects = objects or {}
         return ref
+
+
+class SecretRef(ObjectRef):
+    """The id of a secret object."""
+
+
+_REFERENCES = {"ObjectRef": ObjectRef, "SecretRef": SecretRef}
 
 
 Size = int  # bytes, 0 .. 2**64 - 1, written in QEMU's size grammar
@@ -90,7 +97,7 @@ def opt(
     return Field(default, help, key, choices, refusal, legacy, hidden)
 
 
-_HELP_KINDS = {"str": "str", "SecretRef": "str", "bool": "bool (on/off)", "int": "num", "Size": "size"}
+_HELP_KINDS = {"str": "str", "ObjectRef": "str", "SecretRef": "str", "bool": "bool (on/off)", "int": "num", "Size": "size"}
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(opt,))
@@ -157,11 +164,12 @@ class Options:
         return cls.from_mapping(dict(split_pairs(text)))
 
     def bind(self, objects: Mapping[str, Any]) -> Self:
-        """Tell the record's secrets among which objects they are. Returns the record."""
+        """Tell the record's references among which objects they are looked for. Returns the record."""
         for field in self.fields.values():
             value = getattr(self, field.name)
-            if field.kind == "SecretRef" and value is not None:
-                setattr(self, field.name, SecretRef(value, objects))
+            kind = _REFERENCES.get(field.kind)
+            if kind is not None and value is not None:
+                setattr(self, field.name, kind(value, objects))
         return self
 
     def given(self) -> dict[str, Any]:
@@ -196,6 +204,7 @@ class Options:
 
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "str": {"type": "string"},
+    "ObjectRef": {"type": "string"},
     "SecretRef": {"type": "string"},
     "bool": {"type": "boolean"},
     "int": {"type": "integer"},
@@ -285,16 +294,24 @@ def _split_commas(text: str) -> list[str]:
     return items
 
 
+_MIXED = ("overlap-check",)  # these are values, and may all the same have parts that add to them
+
+
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Turn dotted keys into nested mappings, and mappings with the keys 0..n-1 into lists; nested input is kept.
 
     Raises OptionError where a key is both a value and a mapping.
     """
     root: dict[str, Any] = {}
+    mixed = [key for key in flat if key.rpartition(".")[2] in _MIXED and not isinstance(flat[key], dict)]
     for key, value in flat.items():
         if isinstance(value, dict):
             value = nest(value)
         parts = key.split(".")
+        for whole in mixed:
+            if key.startswith(whole + "."):
+                depth = whole.count(".")
+                parts[depth:] = [".".join(parts[depth:])]
         place = root
         for depth, part in enumerate(parts[:-1]):
             inner = place.setdefault(part, {})

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .header import Header
 
 METHODS = ("none", "aes", "luks")  # of encryption, by their number in the header
+MAX_L2_CACHE = 32 << 20  # bytes, unless an option says otherwise
+MIN_REFCOUNT_TABLES = 4
+_MODEST = 1 << 30  # bytes of caches that any machine has
 OVERLAP_TEMPLATES = ("none", "constant", "cached", "all")
 
 
@@ -115,8 +118,11 @@ def check_options(options: Qcow2Options, header: Header) -> None:
     entry = options.l2_cache_entry_size
     if entry is not None and (not 512 <= entry <= header.cluster_size or entry & (entry - 1)):
         raise OptionError("L2 cache entry size must be a power of two between 512 and the cluster size (%d)" % header.cluster_size)
-    if refcounts is not None and refcounts // header.cluster_size > 0x7FFFFFFF:
+    sizes = cache_sizes(options, header)
+    if sizes[1] // header.cluster_size > 0x7FFFFFFF:
         raise OptionError("Refcount cache size too big")
+    if sum(sizes) > _MODEST and sum(sizes) > _memory():
+        raise OptionError("Could not allocate metadata caches")
     if options.cache_clean_interval is not None and options.cache_clean_interval > 0xFFFFFFFF:
         raise OptionError("Cache clean interval too big")
     if options.lazy_refcounts and header.version < 3:
@@ -132,11 +138,41 @@ def check_options(options: Qcow2Options, header: Header) -> None:
             raise OptionError("Header reported '%s' encryption format but options specify '%s'" % (found, options.encrypt_format))
 
 
+def cache_sizes(options: Qcow2Options, header: Header) -> tuple[int, int]:
+    """Bytes for L2 tables (never more than the image can have) and for refcount blocks, as QEMU takes them from the options."""
+    size = header.cluster_size
+    most = -(-(-(-header.size // size) * header.l2_entry_size) // size) * size
+    least = MIN_REFCOUNT_TABLES * size
+    total, l2, refcounts = options.cache_size, options.l2_cache_size, options.refcount_cache_size
+    if total is not None:
+        if l2 is not None:
+            refcounts = total - l2
+        elif refcounts is not None:
+            l2 = total - refcounts
+        elif total >= most + least:
+            l2, refcounts = most, total - most
+        else:
+            refcounts = min(total, least)
+            l2 = total - refcounts
+    l2 = min(most, MAX_L2_CACHE if l2 is None else l2)
+    return max(l2, 2 * (options.l2_cache_entry_size or size)), max(least, refcounts or 0)
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has."""
+    import os
+
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
 def _check_overlap(options: Qcow2Options) -> None:
     plain, template = options.overlap_check, options.overlap_check_template
     if plain is not None and template is not None and plain != template:
         raise OptionError("Conflicting values for qcow2 options 'overlap-check' ('%s') and 'overlap-check.template' ('%s')" % (plain, template))
-    chosen = plain or template
+    chosen = template if plain is None else plain
     if chosen is not None and chosen not in OVERLAP_TEMPLATES:
         raise OptionError(
             "Unsupported value '%s' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all" % chosen

@@ -15,6 +15,7 @@ from ... import kernels
 from ...cache import TableCache
 from ...errors import Error
 from .header import MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_SIZE, REFCOUNT_TABLE_MASK
+from .options import cache_sizes
 from .tables import big_bytes, c_hex, read_entries
 
 TYPE_CHECKING = False
@@ -46,9 +47,9 @@ class Refcounts:
         self.table = read_entries(image.file, header.refcount_table_offset, header.refcount_table_clusters * self.cluster_size // 8)
         self.table_dirty: set[int] = set()
         options = image.options
-        size = options.refcount_cache_size
-        if size is None:
-            size = max(DEFAULT_CACHE, 4 * self.cluster_size)
+        size = cache_sizes(options, header)[1]
+        if options.cache_size is None and options.refcount_cache_size is None:
+            size = max(DEFAULT_CACHE, size)
         self.cache = TableCache(image.file, self.cluster_size, max(4, size // self.cluster_size))
         self.freed: list[tuple[int, int]] = []
         self.discard_freed = bool(options.pass_discard_other)  # whether apply_freed discards in the file what falls to 0

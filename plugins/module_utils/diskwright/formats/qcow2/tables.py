@@ -12,6 +12,7 @@ from ...cache import TableCache, read_padded
 from ...extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, RECURSE, ZERO, Extent
 from ...kernels import contract as kinds
 from .header import L2_RESERVED, OFFSET_MASK
+from .options import cache_sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     Run = tuple[int, int, int, int]
 
-DEFAULT_L2_CACHE = 32 << 20  # bytes, at most; as QEMU
 RUNS = 4096  # asked from a kernel at a time
 _KIND = 7  # mask of a run's kind, without COPIED
 
@@ -58,12 +58,7 @@ class Tables:
 
     def _capacity(self) -> int:
         """How many L2 tables the options let us keep."""
-        options = self.image.options
-        size = options.l2_cache_size
-        if size is None and options.cache_size is not None:
-            size = options.cache_size - (options.refcount_cache_size or min(options.cache_size, 4 * self.cluster_size))
-        if size is None:
-            size = DEFAULT_L2_CACHE
+        size = cache_sizes(self.image.options, self.image.header)[0]
         return max(2, min(size, len(self.l1) * self.cluster_size) // self.cluster_size)
 
     # -- looking up ----------------------------------------------------------------------------------------------
@@ -155,7 +150,7 @@ class Tables:
         """RECURSE if the image has many more clusters than its file has room on the disk, else 0; found out once."""
         from .refcount import looks_preallocated
 
-        self._recurse = RECURSE if not self.external and looks_preallocated(self.image) else 0
+        self._recurse = RECURSE if looks_preallocated(self.image) else 0
         return self._recurse
 
     def forget_preallocation(self) -> None:
