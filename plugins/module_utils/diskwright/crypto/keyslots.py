@@ -58,11 +58,17 @@ def _add(volume: Volume, options: Any, force: bool, write: Write, flush: Callabl
             raise Error("Can't add a keyslot - all keyslots are in use")
         index = free[0]
     secret = passphrase(options.new_secret)
+    replaced = None
+    if index in active:  # its material must stay until the header names the new one
+        replaced = volume.exchange_material(index, next((other for other in range(SLOTS) if other not in active), index))
     offset, material = volume.prepare_slot(index, secret, DEFAULT_ITER_TIME if options.iter_time is None else options.iter_time)
     write(offset, material)
     flush()
     write(0, volume.pack())
     flush()
+    if replaced is not None and replaced[0] != offset:
+        write(*replaced)
+        flush()
 
 
 def _erase(volume: Volume, options: Any, force: bool, read: Read, write: Write, flush: Callable[[], None]) -> None:

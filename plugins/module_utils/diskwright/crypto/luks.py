@@ -281,6 +281,13 @@ class Volume:
         slot.active, slot.iterations, slot.salt = ACTIVE, iterations, salt
         return slot.material_offset_sectors * SECTOR, bytes(material)
 
+    def exchange_material(self, index: int, other: int) -> tuple[int, bytes]:
+        """Let two key slots change places: where the first one's material was, and what to overwrite it with after the header is."""
+        first, second = self.slots[index], self.slots[other]
+        offset = first.material_offset_sectors
+        first.material_offset_sectors, second.material_offset_sectors = second.material_offset_sectors, offset
+        return offset * SECTOR, os.urandom(_material_size(self.header.key_bytes))
+
     def clear_slot(self, index: int) -> tuple[int, bytes]:
         """Take key slot `index` out of use: what is to be written, and where, after the header is."""
         slot = self.slots[index]

@@ -285,7 +285,7 @@ class Check:
             if entries[byte::8].translate(None, plain):
                 return False
         total = len(entries) // 8
-        runs = kernels.l2_runs(entries, 0, total, self.cluster_size, False, total)
+        runs = kernels.l2_runs(entries, 0, total, self.cluster_size, self.data_file, total)
         for index, count, kind, value in runs:
             if kind & _HAS_OFFSET and value + (count - 1) * self.cluster_size >= self.length:
                 return False

@@ -42,6 +42,7 @@ class Qcow2(Format):
     supports_compression = True
     creatable = True
     zero_initialized = True
+    strong_options = ("encrypt.key-secret",)
 
     options: Qcow2Options
 
