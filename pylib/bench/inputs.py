@@ -6,6 +6,7 @@ data        2 GiB, half of it used: an ext4 file system with files of /usr in it
 full        the same bytes without holes
 sparse100g  100 GiB with 2000 pieces of 100 KiB
 meta100g    qcow2 of 100 GiB with preallocated metadata (1 638 400 clusters)
+512m        512 MiB, made as data is; raw, and in luks
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RANDOM = 0.12  # of the data cannot be compressed
 
 def make(name: str, folder: Path, size_mib: int) -> Path:
     """The input `name` in `folder`, made if it is not there yet; `size_mib` is the virtual size of data and full."""
-    path = folder / (name if name in ("sparse100g", "meta100g.qcow2") else "%d-%s" % (size_mib, name))
+    path = folder / (name if name in ("sparse100g", "meta100g.qcow2", "512m.raw", "512m.luks") else "%d-%s" % (size_mib, name))
     if path.exists():
         return path
     draft = path.with_name(path.name + ".part")
@@ -36,6 +37,12 @@ def make(name: str, folder: Path, size_mib: int) -> Path:
         _make_sparse(draft)
     elif name == "meta100g.qcow2":
         _qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(draft), "100G")
+    elif name == "512m.raw":
+        _make_data(draft, 512)
+    elif name == "512m.luks":
+        secret = ("--object", "secret,id=s,data=bench")
+        source = make("512m.raw", folder, size_mib)
+        _qemu_img("convert", *secret, "-f", "raw", "-O", "luks", "-o", "key-secret=s,iter-time=100", str(source), str(draft))
     else:
         source = make("data.raw", folder, size_mib)
         options = {"data.qcow2": (), "zlib.qcow2": ("-c", "-m", "16", "-W"), "zstd.qcow2": ("-c", "-o", "compression_type=zstd", "-m", "16", "-W")}[name]

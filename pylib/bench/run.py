@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Sequence
 
 import inputs
 
@@ -31,7 +32,10 @@ PURE, ACCEL, QEMU, CP = "pure", "accel", "qemu-img", "cp"
 
 
 class Row(NamedTuple):
-    """One line of the table; the commands name their files {source}, {other} and {target}."""
+    """One line of the table; the commands name their files {source}, {other} and {target}.
+
+    `before` are commands, with ";" between them, that make the target for those that change an image; they are not timed.
+    """
 
     name: str
     source: str  # an input, see inputs.py
@@ -44,9 +48,14 @@ class Row(NamedTuple):
     cp: str = ""
     slow: bool = False
     inner: bool = False  # timed inside a Python program
+    before: str = ""
 
 
 COPY = "cp --sparse=always {source} {target}"
+SECRET = "--object secret,id=s,data=bench"
+LUKS = "driver=luks,key-secret=s,file.filename={source}"
+OVERLAY = "qemu-img create -q -f qcow2 -b {source} -F qcow2 {target}"
+COMMITTED = "truncate -s 0 {target}.base; truncate -s {size}M {target}.base; %s; qemu-img rebase -u -f qcow2 -b {target}.base -F raw {target}" % COPY
 TABLE = [
     Row("raw -> qcow2, tmpfs", "data.raw", "convert -f raw -O qcow2 {source} {target}", "", 0.70, 0.75, cp=COPY),
     Row("raw -> qcow2, ext4", "data.raw", "convert -f raw -O qcow2 {source} {target}", "", 0.45, 0.50, "disk", cp=COPY),
@@ -63,6 +72,14 @@ TABLE = [
     Row("convert -c zstd", "data.raw", "convert -c -m 16 -W -f raw -O qcow2 -o compression_type=zstd {source} {target}", "", 0.50, None, slow=True),
     Row("zlib qcow2 -> raw", "zlib.qcow2", "convert -f qcow2 -O raw {source} {target}", "", 0.35, 0.80, slow=True),
     Row("zstd qcow2 -> raw", "zstd.qcow2", "convert -f qcow2 -O raw {source} {target}", "", None, None, slow=True),
+    Row("luks -> raw, 512 MiB", "512m.luks", "convert %s --image-opts %s -O raw {target}" % (SECRET, LUKS), "", 0.45, None),
+    Row("raw -> luks, 512 MiB", "512m.raw", "convert %s -f raw -O luks -o key-secret=s,iter-time=100 {source} {target}" % SECRET, "", 0.35, None),
+    Row("snapshot -c on meta100g", "meta100g.qcow2", "snapshot -c s {target}", "", 0.10, 0.50, before=COPY),
+    Row("rebase to no backing file (flatten)", "data.qcow2", "rebase -f qcow2 -b '' {target}", "", 0.50, 0.70, before=OVERLAY),
+    Row("commit into a raw base", "data.qcow2", "commit -q -f qcow2 {target}", "", None, None, before=COMMITTED),
+    Row("amend refcount_bits on meta100g", "meta100g.qcow2", "amend -f qcow2 -o refcount_bits=64 {target}", "", None, None, before=COPY),
+    Row("amend compat=0.10", "data.qcow2", "amend -f qcow2 -o compat=0.10 {target}", "", None, None, before=COPY),
+    Row("bitmap --add on meta100g", "meta100g.qcow2", "bitmap --add -g 4k {target} b", "", None, None, before=COPY),
     Row("check meta100g", "meta100g.qcow2", "check -q -f qcow2 {source}", "", 0.15, 0.60),
     Row("create preallocation=metadata 100 GiB, ext4", "", "create -q -f qcow2 -o preallocation=metadata {target} 100G", "", 0.10, 0.30, "disk"),
     Row("info, whole process", "data.qcow2", "info -f qcow2 {source}", "", None, 1.8),
@@ -92,10 +109,18 @@ def command(words: str, program: str, row: Row, places: dict[str, Path], target:
     """The command line of one program for a row."""
     text = row.ours if program in (PURE, ACCEL) else row.cp if program == CP else row.theirs or row.ours
     names = {"{source}": str(places.get("source", "")), "{other}": str(places.get("other", "")), "{target}": str(target)}
-    parsed = [names.get(word, word) for word in text.split()]
+    parsed = filled(text, names)
     if program in (PURE, ACCEL):
         return [str(places["script"]), *parsed]
     return parsed if program == CP else ["qemu-img", *parsed]
+
+
+def filled(text: str, names: dict[str, str]) -> list[str]:
+    """The words of a command line, with names put in."""
+    words = shlex.split(text)
+    for name, value in names.items():
+        words = [word.replace(name, value) for word in words]
+    return words
 
 
 def environment(program: str) -> dict[str, str]:
@@ -103,10 +128,12 @@ def environment(program: str) -> dict[str, str]:
     return {**os.environ, "DISKWRIGHT_ACCEL": "require" if program == ACCEL else "off"}
 
 
-def run_once(line: list[str], program: str, target: Path) -> float:
-    """Seconds that one process takes from start to end; its target is removed before."""
+def run_once(line: list[str], program: str, target: Path, before: Sequence[list[str]]) -> float:
+    """Seconds that one process takes from start to end; its target is removed, or made by `before`."""
     if target.exists():
         target.unlink()
+    for made in before:
+        subprocess.run(made, check=True)
     began = time.perf_counter()
     subprocess.run(line, env=environment(program), stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - began
@@ -137,6 +164,8 @@ def measure(row: Row, programs: list[str], rounds: int, memory: Path, disk: Path
     places = {key: inputs.make(name, memory, size_mib) for key, name in (("source", row.source), ("other", row.other)) if name}
     places["script"] = script
     target = (memory if row.place == "tmpfs" else disk) / "target"
+    names = {"{source}": str(places.get("source", "")), "{target}": str(target), "{size}": str(size_mib)}
+    before = [filled(text, names) for text in row.before.split(";") if text]
     times: dict[str, list[float]] = {program: [] for program in programs if program != CP or row.cp}
     try:
         for number in range(rounds + 1):  # the first round warms caches and does not count
@@ -149,13 +178,13 @@ def measure(row: Row, programs: list[str], rounds: int, memory: Path, disk: Path
             else:
                 found = {}
                 for program in order[shift:] + order[:shift]:
-                    found[program] = run_once(command(row.ours, program, row, places, target), program, target)
+                    found[program] = run_once(command(row.ours, program, row, places, target), program, target, before)
             if number:
                 for program in order:
                     times[program].append(found[program])
     finally:
-        if target.exists():
-            target.unlink()
+        for path in target.parent.glob("target*"):
+            path.unlink()
     ratios = {
         program: statistics.median(own / theirs for own, theirs in zip(series, times[QEMU])) for program, series in times.items() if program != QEMU
     }
