@@ -100,6 +100,12 @@ def _null_aio() -> type[Node]:
     return NullAio
 
 
+def _throttle() -> type[Node]:
+    from .filters.throttle import Throttle
+
+    return Throttle
+
+
 # name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found
 FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]]] = {
     "bochs": (_bochs, ((0, b"Bochs Virtual HD Image"),)),
@@ -112,7 +118,7 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "vpc": (_vpc, ((0, b"conectix"),)),
     "vhdx": (_vhdx, ((0, b"vhdxfile"),)),
     # a descriptor is text: comments or empty lines, then its version
-    "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b"\n"), (0, b"\r"), (0, b"\xef\xbb\xbf"))),
+    "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b" "), (0, b"\xef\xbb\xbf"))),
 }
 
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
@@ -122,7 +128,9 @@ PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
     "null-aio": _null_aio,
 }
 
-FILTERS: dict[str, Callable[[], type[Node]]] = {}
+FILTERS: dict[str, Callable[[], type[Node]]] = {
+    "throttle": _throttle,
+}
 
 
 # Every name that an image may give for the format of its backing file: the drivers of qemu-img 10.0.2, there or not.

@@ -111,11 +111,15 @@ class _Window:
 def _inflated(image: Vmdk, extent: SparseExtent, number: int, stored: memoryview) -> bytes:
     """The content of a grain; never longer than a grain."""
     try:
-        if len(stored):
-            return zlib.decompressobj().decompress(stored, extent.grain)
+        if not len(stored):
+            raise _damaged(image, extent, number, "its size is not that of a grain")
+        codec = zlib.decompressobj()
+        data = codec.decompress(stored, extent.grain)
+        if not codec.eof and codec.decompress(codec.unconsumed_tail, 1) or not codec.eof:
+            raise _damaged(image, extent, number, "it is longer than a grain, or it is cut off")
+        return data
     except zlib.error as exc:
         raise _damaged(image, extent, number, str(exc)) from exc
-    raise _damaged(image, extent, number, "its size is not that of a grain")
 
 
 def _damaged(image: Vmdk, extent: SparseExtent, number: int, why: str) -> Corrupt:

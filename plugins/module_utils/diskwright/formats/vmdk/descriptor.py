@@ -145,7 +145,7 @@ def _extent(line: str) -> Optional[ExtentLine]:
         if number is None or number < 0:
             raise wrong
         first = number
-    elif start and (kind != "VMFS" or start != ["0"]) and kind in (*FLAT_KINDS, *SPARSE_KINDS):
+    elif start and kind in (*FLAT_KINDS, *SPARSE_KINDS):
         raise wrong
     if sectors <= 0 or kind not in (*FLAT_KINDS, *SPARSE_KINDS) or not name:
         return None

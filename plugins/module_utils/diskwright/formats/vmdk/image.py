@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ...errors import Corrupt, Error
+from ...errors import Corrupt, Error, Unsupported
 from ...extent import ALLOCATED, COMPRESSED, OFFSET_VALID, RECURSE, ZERO, Extent
 from ...extent import DATA as STORED
 from ...node import Format, OpenFlags, Reference
@@ -100,8 +100,9 @@ class Vmdk(Format):
         else:
             found = read_record(self.file, 0, min(self.file.size, text.MAX_DESCRIPTOR))
         if found is None or b"CID" not in found.upper():
-            kind = "invalid VMDK image descriptor" if found is not None and b"createtype" not in found.lower() else self._no_cid()
-            raise Corrupt(kind, filename=self.file.filename, errno=EINVAL)
+            embedded = raw[:4] in (MAGIC, COWD_MAGIC)
+            lacks_type = found is not None and b"createtype" not in found.lower()
+            raise Corrupt("invalid VMDK image descriptor" if lacks_type and not embedded else self._no_cid(), errno=EINVAL)
         self.descriptor = Descriptor(found)
 
     def _no_cid(self) -> str:
@@ -147,8 +148,8 @@ class Vmdk(Format):
             unit = min(units)
             even = len(units) == 1 and all(not extent.start % unit for extent in sparse) and all(not e.end % unit for e in self.extents[:-1])
             self.allocation_unit = unit if even else IRREGULAR
-        self.compressed = bool(sparse) and all(extent.compressed for extent in sparse)
-        self.supports_compression = self.needs_compression = self.compressed and len(sparse) == len(self.extents)
+        self.decodes = any(extent.compressed for extent in sparse)
+        self.supports_compression = self.needs_compression = bool(sparse) and all(extent.compressed for extent in self.extents)
 
     def at(self, offset: int) -> AnyExtent:
         """The extent that has the byte at `offset`."""
@@ -249,6 +250,9 @@ class Vmdk(Format):
 
         write_encoded(self, offset, view, encoded)
 
+    def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
+        raise Unsupported("Could not change the backing file to '%s': Operation not supported" % (name or ""), filename=self.filename, errno=95)
+
     def _flush(self) -> None:
         from .write import write_back
 
@@ -346,13 +350,14 @@ def _is_descriptor(head: bytes) -> bool:
     head = head.removeprefix(b"\xef\xbb\xbf")
     marked = head.startswith(text.MARK)
     for line in head.split(b"\n")[:-1]:
+        line = line[:-1] if line.endswith(b"\r") else line
         word = line.strip()
-        if not word or word.startswith(b"#"):
+        if word.startswith(b"#") or not word and (marked or line):
             continue
         key, equals, value = word.partition(b"=")
         if not equals or value.strip() not in (b"1", b"2", b"3"):
             return False
-        return key == b"version" and value == value.strip() or marked and key.strip() == b"version"
+        return line[:-1] == b"version=" or marked and key.strip() == b"version"
     return False
 
 
