@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from diskwright import drivers
 from diskwright.graph import Graph
 from diskwright.hooks import OpenFlags
 from diskwright.node import Format, Node
+from diskwright.objects import parse_object
 from diskwright.protocols.file import File
 
 K = 1024
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 CHECKED = ("qcow2", "vdi", "vmdk", "vhdx", "qed")  # formats that qemu-img checks
-RESIZABLE = ("raw", "qcow2")
+RESIZABLE = ("raw", "qcow2", "luks")
 GROWING = ("qed",)  # formats whose images can be made larger, not smaller
 OWN_BACKING = ("vmdk",)  # formats whose backing file must be of the same format
 
@@ -62,6 +62,12 @@ OWN_BACKING = ("vmdk",)  # formats whose backing file must be of the same format
 V3 = {"compat": "1.1"}
 V2 = {"compat": "0.10"}
 SUB = {"extended_l2": True}
+KEY = {"key-secret": "s"}
+QCOW2_KEY = {"encrypt.key-secret": "s"}
+LUKS = {"encrypt.format": "luks", "encrypt.iter-time": 10, **QCOW2_KEY}
+AES = {"encrypt.format": "aes", **QCOW2_KEY}
+SECRET = "secret,id=s,data=abc"
+OBJECTS = {"s": parse_object(SECRET)}
 
 SUBJECTS = [
     Subject("raw", "raw"),
@@ -90,6 +96,13 @@ SUBJECTS = [
     Subject("qcow2-data-shorter", "qcow2", {"data_file": "data", "cluster_size": 4 * K}, backing="shorter"),
     *(Subject("qcow2-v2-" + backing, "qcow2", {**V2, "cluster_size": 4 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
     *(Subject("qcow2-v3-" + backing, "qcow2", {**V3, "cluster_size": 16 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
+    Subject("qcow2-luks", "qcow2", {**LUKS, "cluster_size": 4 * K}, runtime=QCOW2_KEY),
+    Subject("qcow2-luks-sub", "qcow2", {**LUKS, **SUB, "cluster_size": 16 * K}, backing="shorter", runtime=QCOW2_KEY),
+    Subject("qcow2-aes", "qcow2", {**AES, **V2, "cluster_size": 1 * K}, backing="longer", runtime=QCOW2_KEY),
+    Subject("qcow2-aes-data", "qcow2", {**AES, "data_file": "data", "cluster_size": 8 * K}, runtime=QCOW2_KEY),
+    Subject("luks", "luks", {**KEY, "iter-time": 10}, runtime=KEY),
+    Subject("luks-essiv", "luks", {**KEY, "iter-time": 10, "cipher-alg": "aes-128", "cipher-mode": "cbc", "ivgen-alg": "essiv"}, runtime=KEY),
+    Subject("luks-ctr", "luks", {**KEY, "iter-time": 10, "cipher-alg": "serpent-256", "cipher-mode": "ctr", "hash-alg": "sha1"}, runtime=KEY),
     Subject("vdi", "vdi", size=3 * M + 5 * SECTOR),
     Subject("vmdk", "vmdk", size=2 * M + SECTOR),
     Subject("vmdk-zero", "vmdk", {"zeroed_grain": True}),
@@ -144,7 +157,7 @@ class Image:
             self.path.write_bytes(b"\xee" * file_size)  # what is around the window shall stay
         if "data_file" in options:
             options["data_file"] = str(directory / options["data_file"])
-        record = subject.format.create_options.from_mapping(options)
+        record = subject.format.create_options.from_mapping(options).bind(OBJECTS)
         writable = OpenFlags(writable=True, resize=True)
         with ExitStack() as stack:
             children = {"file": stack.enter_context(Graph().open(str(self.path), "file", writable))}
@@ -155,6 +168,9 @@ class Image:
                 children["backing"] = stack.enter_context(Graph().open(str(directory / "base"), subject.driver, OpenFlags()))
             subject.format.create_over(children, record)
         self.new = self.below(subject.size) if not subject.is_fixed() else b"\xee" * subject.size
+        if subject.driver == "luks":  # what was never written is noise
+            with self.open(writable=False, resize=False) as node:
+                self.new = node.pread(0, node.size)
 
     def below(self, size: int) -> bytes:
         """What `size` bytes read as that the image itself does not hold."""
@@ -167,13 +183,13 @@ class Image:
             **self.subject.runtime,
             "file": file if file is not None else {"driver": "file", "filename": str(self.path)},
         }
-        return Graph().open_spec(spec, OpenFlags(**{"writable": True, "resize": True, "unmap": True, **self.subject.flags, **flags}))
+        return Graph(objects=OBJECTS).open_spec(spec, OpenFlags(**{"writable": True, "resize": True, "unmap": True, **self.subject.flags, **flags}))
 
     def check(self) -> None:
         """Nothing is wrong with it: qemu-img and we agree."""
         if self.subject.driver not in CHECKED:
             return
-        theirs = qemu_check(self.path, self.subject.driver)
+        theirs = qemu_check(self.path, self.subject.driver, self.subject.runtime)
         assert theirs == 0, "qemu-img check: %d" % theirs
         with self.open(writable=False, resize=False, check=True) as node:
             result = node.check()
@@ -182,18 +198,24 @@ class Image:
     def read_by_qemu(self) -> bytes:
         """What qemu-img reads."""
         out = self.path.with_name("read")
-        name = "driver=%s,file.driver=file,file.filename=%s" % (self.subject.driver, self.path)
-        name += "".join(",%s=%s" % pair for pair in self.subject.runtime.items())
-        done = subprocess.run(["qemu-img", "convert", "-O", "raw", "--image-opts", name, str(out)], capture_output=True, text=True, timeout=60, check=False)
+        name = qemu_name(self.path, self.subject.driver, self.subject.runtime)
+        line = ["qemu-img", "convert", "-O", "raw", "--object", SECRET, "--image-opts", name, str(out)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         found = out.read_bytes()
         out.unlink()
         return found
 
 
-def qemu_check(path: Path, driver: str = "qcow2") -> int:
+def qemu_name(path: Path, driver: str, runtime: dict[str, Any]) -> str:
+    """What qemu-img opens the image by, with --image-opts."""
+    return "driver=%s,file.driver=file,file.filename=%s" % (driver, path) + "".join(",%s=%s" % pair for pair in runtime.items())
+
+
+def qemu_check(path: Path, driver: str = "qcow2", runtime: Optional[dict[str, Any]] = None) -> int:
     """The exit code of qemu-img check: 0 clean, 2 corrupt, 3 leaking."""
-    return subprocess.run(["qemu-img", "check", "-q", "-f", driver, os.fspath(path)], capture_output=True, timeout=60, check=False).returncode
+    line = ["qemu-img", "check", "-q", "--object", SECRET, "--image-opts", qemu_name(path, driver, runtime or {})]
+    return subprocess.run(line, capture_output=True, timeout=60, check=False).returncode
 
 
 def patches(chance: random.Random, length: int) -> bytes:

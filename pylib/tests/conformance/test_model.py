@@ -101,7 +101,8 @@ class Model:
             assert not image.subject.is_resizable(size > old) and ("resize" in str(exc) or "Shrinking" in str(exc))
             return
         del self.content[size:]
-        self.content.extend(bytes(size - len(self.content)))
+        if size > old:
+            self.content.extend(self.node.pread(old, size - old) if image.subject.driver == "luks" else bytes(size - old))
         assert self.node.size == size
 
     def reopen(self) -> None:
