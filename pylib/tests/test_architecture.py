@@ -42,6 +42,7 @@ FLOORS = {
     "node": 4,
     "cache": 5,
     "encrypted": 5,
+    "filter": 5,
     "blockmap": 6,
     "formats": 7,
     "protocols": 7,

@@ -26,7 +26,6 @@ __all__ = [
     "WRITE",
     "WRITE_UNCHANGED",
     "Alloc",
-    "Filter",
     "Format",
     "Measure",
     "Node",
@@ -513,6 +512,10 @@ class Node(Hooks):
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
         self._amend(options, force, progress)
 
+    def unfiltered(self) -> Node:
+        """This node, or the first below it that is no filter."""
+        return self
+
     def layers(self) -> Iterator[Node]:
         """This node and its backing chain, top first."""
         node: Optional[Node] = self
@@ -566,34 +569,6 @@ class Format(Node):
             return flags.but(writable=False, resize=False, check=False, perm=CONSISTENT_READ, shared=ALL if flags.force_share else exclusive)
         perm = (0 if flags.no_io else CONSISTENT_READ) | (WRITE | RESIZE if flags.writable else 0)
         return flags.but(writethrough=False, perm=perm, shared=ALL if flags.force_share else exclusive)
-
-
-class Filter(Node):
-    """A filter: its child `file` has the content, and extents pass through unless the filter must see the I/O."""
-
-    @property
-    def file(self) -> Node:
-        return self.children["file"]
-
-    @property
-    def size(self) -> int:
-        return self.file.size
-
-    def _map(self, offset: int, length: int) -> Iterable[Extent]:
-        return (Extent(offset, length, PASS, self.file, offset),)
-
-    def _alloc(self, offset: int, length: int) -> list[Alloc]:
-        return [Alloc(offset, length, self.file, offset)]
-
-    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        self.file.pwrite_zeroes(offset, length, unmap)
-        return offset, length
-
-    def _discard(self, offset: int, length: int) -> None:
-        self.file.pdiscard(offset, length)
-
-    def _truncate(self, size: int, preallocation: str) -> None:
-        self.file.truncate(size, preallocation)
 
 
 class Protocol(Node):

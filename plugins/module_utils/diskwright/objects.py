@@ -52,16 +52,17 @@ MAX_RATE = 10**15  # bytes or requests a second
 class UserObject:
     """One object definition: its type, its id and the properties given, as Python values (`limits` as a dict of ints).
 
-    `content` is what a secret turned out to be, once it was read.
+    `content` is what a secret turned out to be, once it was read; `group` what the nodes of a throttle group share.
     """
 
-    __slots__ = ("type", "id", "properties", "content")
+    __slots__ = ("type", "id", "properties", "content", "group")
 
     def __init__(self, type: str, id: str, properties: dict[str, Any]) -> None:
         self.type = type
         self.id = id
         self.properties = properties
         self.content: Optional[bytes] = None
+        self.group: Any = None
 
     def __repr__(self) -> str:
         return "UserObject(%r, %r)" % (self.type, self.id)  # not the properties: they may be a password

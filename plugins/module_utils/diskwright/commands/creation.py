@@ -58,7 +58,7 @@ class CreationOptions:
             field = self.field(key)
             if field is None:
                 raise OptionError("Invalid parameter '%s'" % key)
-            self.values[field.key] = value if field.kind in ("str", "SecretRef") else parse_value(field, value, key)
+            self.values[field.key] = value if field.kind in ("str", "ObjectRef", "SecretRef") else parse_value(field, value, key)
             self._written[field.key] = value
 
     def _classes(self) -> tuple[type[Options], ...]:

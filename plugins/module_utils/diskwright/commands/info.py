@@ -89,8 +89,8 @@ class ImageInfo:
         "children",
     )
 
-    def __init__(self, node: Node) -> None:
-        """Describe `node` as it is now, and its children but for the backing file."""
+    def __init__(self, node: Node, nested: bool = False) -> None:
+        """Describe `node` as it is now, and its children; the backing file is one of them where the node itself is (`nested`)."""
         self.filename = node.filename
         self.format = node.driver
         self.is_protocol = node.leaf
@@ -109,7 +109,8 @@ class ImageInfo:
         self.format_specific = node.format_specific()
         # a host device is a file in this respect
         self.format_specific_type = "file" if node.leaf and node.driver.startswith("host_") else node.driver
-        self.children = [(role, ImageInfo(child)) for role, child in node.children.items() if role != "backing"]
+        shown = sorted(node.children.items(), key=lambda child: child[0] != "backing") if nested else node.children.items()
+        self.children = [(role, ImageInfo(child, True)) for role, child in shown if nested or role != "backing"]
 
     def as_dict(self) -> dict[str, Any]:
         """The record as qemu-img info --output=json has it (QAPI's BlockGraphInfo)."""

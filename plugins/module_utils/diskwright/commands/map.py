@@ -152,7 +152,7 @@ def _entries(node: Node, start: int, end: int) -> Iterator[MapEntry]:
             yield MapEntry(start, 0, 0, 0)
             return
         last: Optional[MapEntry] = None
-        for entry in _runs(node, start, end - start, 0):
+        for entry in _runs(node.unfiltered(), start, end - start, 0):
             if last is None:
                 last = entry
             elif last.continued_by(entry):
@@ -199,7 +199,7 @@ def _layer(node: Node, extent: Extent, depth: int) -> Iterator[MapEntry]:
     backing = node.backing
     inside = 0 if backing is None else max(0, min(length, backing.size - start))
     if backing is not None and inside:
-        yield from _runs(backing, start, inside, depth + 1)
+        yield from _runs(backing.unfiltered(), start, inside, depth + 1)
     if inside < length:
         kept = host_offset + inside if status & OFFSET_VALID else None
         yield MapEntry(start + inside, length - inside, depth, ZERO, kept)

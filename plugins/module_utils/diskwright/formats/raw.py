@@ -72,6 +72,7 @@ class Raw(Format):
             self.file.change_flags(own.but(shared=own.permissions()[1] & ~RESIZE))  # what is around the window is to stay
         self.growable = self.window is None and self.file.growable
         self.zero_initialized = self.file.zero_initialized
+        self.cluster_size = self.file.cluster_size
         self.dirty = self.file.dirty
 
     @property
