@@ -19,7 +19,7 @@ RESULTS := .cache/results
 help:
 	@sed -n 's/^#: //p' Makefile
 
-#: make demo [IMAGE=path]   a template, three thin clones of it, checked; and a second run that changes nothing
+#: make demo [IMAGE=path]   a template, four thin clones of it, one encrypted, a snapshot of all; and a second run that changes nothing
 demo: $(DONE)/demo accel
 	@.ci/demo $(if $(IMAGE),"$$(realpath --no-symlinks -- "$(IMAGE)")")
 

@@ -11,6 +11,11 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options: {}
 attributes:
+  action_group:
+    description: Use C(group/diskwright.images.images) in C(module_defaults) to set defaults for this module.
+    support: full
+    membership:
+      - diskwright.images.images
   check_mode:
     description: Can run in C(check_mode) and return changed status prediction without modifying target.
     support: full

@@ -29,7 +29,7 @@ def observe(path: str, format: Optional[str], force_share: bool) -> dict[str, An
 def _check(path: str, format: Optional[str], repair: Optional[str], force_share: bool) -> ImageCheck:
     from .diskwright.commands.check import check
 
-    result = check(os.path.abspath(path), format=format, repair=repair, force_share=force_share)
+    result = check(os.path.abspath(path), format=format, repair=repair, force_share=force_share, no_io=True)
     if result.failure is not None:
         raise Refusal("%s: the check failed: %s" % (path, result.failure), check=_counts(result))
     return result

@@ -102,7 +102,7 @@ options:
       - Makes an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside, and opens an existing one.
       - An image that is not encrypted cannot become so in place, and is refused.
       - No passphrase is ever shown, be it in a plan, a result or a message.
-      - It takes the Python package C(cryptography), or the library libgcrypt, on the managed node.
+      - It takes the Python package C(cryptography) or C(diskwright-accel), or the library libgcrypt, on the managed node.
     type: dict
     suboptions:
       passphrase:

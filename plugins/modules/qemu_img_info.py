@@ -62,7 +62,9 @@ options:
     default: false
 seealso:
   - module: diskwright.images.disk_image
+  - module: diskwright.images.image_bitmap
   - module: diskwright.images.image_check
+  - module: diskwright.images.image_snapshot
 """
 
 EXAMPLES = r"""
@@ -146,13 +148,27 @@ images:
       type: str
       sample: /var/lib/images/web.qcow2
     snapshots:
-      description: Internal snapshots, if there are any.
+      description: Internal snapshots, if there are any, as qemu-img info has them.
       type: list
       elements: dict
+      sample:
+        - id: "1"
+          name: before-upgrade
+          date_sec: 1767225600
+          date_nsec: 250000000
+          vm_state_size: 0
+          vm_clock_sec: 0
+          vm_clock_nsec: 0
+          icount: 0
     format_specific:
-      description: What the format stores besides, by type.
+      description: What the format stores besides, by type. For qcow2 that has its bitmaps, and how it is encrypted.
       type: dict
-      sample: {type: qcow2, data: {compat: "1.1", refcount_bits: 16}}
+      sample:
+        type: qcow2
+        data:
+          compat: "1.1"
+          refcount_bits: 16
+          bitmaps: [{name: since-full-backup, granularity: 65536, flags: [auto]}]
     chain:
       description: The same for the image and each of its backing files, top first.
       returned: with O(backing_chain)

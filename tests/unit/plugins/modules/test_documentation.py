@@ -16,6 +16,11 @@ MODULES = sorted(
 )
 
 
+def test_one_set_of_defaults_serves_all_modules():
+    with open(os.path.join(os.path.dirname(__file__), "../../../../meta/runtime.yml"), encoding="utf-8") as file:
+        assert yaml.safe_load(file)["action_groups"] == {"images": MODULES}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_described_as_it_is(name):
     module = import_module("%s.%s" % (PACKAGE, name))
@@ -26,6 +31,10 @@ def test_a_module_is_described_as_it_is(name):
     for key, argument in module.ARGUMENTS.items():
         for field in ("type", "default", "choices", "required", "elements", "aliases"):
             assert options[key].get(field) == argument.get(field), (key, field)
+        for inner, suboption in argument.get("options", {}).items():
+            for field in ("type", "default", "choices", "required", "elements", "aliases"):
+                assert options[key]["suboptions"][inner].get(field) == suboption.get(field), (key, inner, field)
+        assert set(options[key].get("suboptions", {})) == set(argument.get("options", {}))
     assert {"plan", "diskwright"} - set(yaml.safe_load(module.RETURN)) <= ({"plan"} if name.endswith("_info") else set())
 
 

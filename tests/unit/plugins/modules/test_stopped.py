@@ -41,8 +41,8 @@ def test_stopped_in_the_middle(tmp_path, number):
         writer = wait_for_reader(fifo)
         assert os.listdir(folder) == [".disk.new"]
         process.send_signal(number)
+        os.close(writer)  # a signal that came just before the process went to sleep would not wake it
         output, errors = process.communicate(timeout=60)
-    os.close(writer)
     result = json.loads(output)
     assert result["failed"] and result["msg"] == "stopped by %s" % signal.Signals(number).name, (result, errors)
     assert os.listdir(folder) == []
