@@ -22,6 +22,18 @@ def _raw() -> type[Node]:
     return Raw
 
 
+def _qcow() -> type[Node]:
+    from .formats.qcow import Qcow
+
+    return Qcow
+
+
+def _parallels() -> type[Node]:
+    from .formats.parallels import Parallels
+
+    return Parallels
+
+
 def _qcow2() -> type[Node]:
     from .formats.qcow2 import Qcow2
 
@@ -76,6 +88,12 @@ def _vpc() -> type[Node]:
     return Vpc
 
 
+def _dmg() -> type[Node]:
+    from .formats.dmg import Dmg
+
+    return Dmg
+
+
 def _file() -> type[Node]:
     from .protocols.file import File
 
@@ -100,17 +118,45 @@ def _null_aio() -> type[Node]:
     return NullAio
 
 
+def _blkverify() -> type[Node]:
+    from .filters.blkverify import Blkverify
+
+    return Blkverify
+
+
+def _compress() -> type[Node]:
+    from .filters.compress import Compress
+
+    return Compress
+
+
+def _copy_on_read() -> type[Node]:
+    from .filters.copy_on_read import CopyOnRead
+
+    return CopyOnRead
+
+
+def _preallocate() -> type[Node]:
+    from .filters.preallocate import Preallocate
+
+    return Preallocate
+
+
 def _throttle() -> type[Node]:
     from .filters.throttle import Throttle
 
     return Throttle
 
 
-# name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found
+# name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found. Offsets below 0 count
+# from the end of the file, which is looked at (and `probe_tail` asked) only where nothing else matches.
 FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]]] = {
     "bochs": (_bochs, ((0, b"Bochs Virtual HD Image"),)),
     "cloop": (_cloop, ((0, b"#!/bin/sh\n#V2.0 Format\n"),)),
+    "dmg": (_dmg, ((-512, b"koly"),)),
     "luks": (_luks, ((0, b"LUKS\xba\xbe"),)),
+    "qcow": (_qcow, ((0, b"QFI\xfb\0\0\0\1"),)),
+    "parallels": (_parallels, ((0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt"))),
     "qcow2": (_qcow2, ((0, b"QFI\xfb"),)),
     "qed": (_qed, ((0, b"QED\0"),)),
     "raw": (_raw, ()),
@@ -121,6 +167,9 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b" "), (0, b"\xef\xbb\xbf"))),
 }
 
+# what a file of such a name is, whatever it holds, if its beginning says nothing; as in QEMU
+SUFFIXES = {".dmg": "dmg"}
+
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
     "file": _file,
     "host_device": _host_device,
@@ -129,9 +178,15 @@ PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
 }
 
 FILTERS: dict[str, Callable[[], type[Node]]] = {
+    "blkverify": _blkverify,
+    "compress": _compress,
+    "copy-on-read": _copy_on_read,
+    "preallocate": _preallocate,
     "throttle": _throttle,
 }
 
+# The filters that stand in front of a file name as protocols do.
+PREFIXED = ("blkverify",)
 
 # Every name that an image may give for the format of its backing file: the drivers of qemu-img 10.0.2, there or not.
 KNOWN = (

@@ -124,6 +124,9 @@ SUBJECTS = [
     Subject("qed-4k-16", "qed", {"cluster_size": 4 * K, "table_size": 16}),
     Subject("qed-1M", "qed", {"cluster_size": M, "table_size": 2}, size=9 * M + SECTOR),
     *(Subject("qed-" + backing, "qed", {"cluster_size": 8 * K}, backing=backing) for backing in ("shorter", "equal", "longer")),
+    Subject("qcow", "qcow"),
+    Subject("qcow-aes", "qcow", AES, runtime=QCOW2_KEY),
+    *(Subject("qcow-" + backing, "qcow", backing=backing) for backing in ("shorter", "equal", "longer")),
 ]
 
 every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=[subject.name for subject in SUBJECTS])

@@ -17,6 +17,7 @@ from diskwright.errors import Error
 from subjects import SUBJECTS, Image, Subject, patches
 
 HEADER = 120  # bytes; every field of every header ends before
+LEAST = {"qcow": 48}  # bytes without which there is no header; of others at least 60
 FORMATS = [subject for subject in SUBJECTS if subject.driver != "raw" and not subject.backing]
 
 
@@ -48,6 +49,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
 
 def test_headers_cut_anywhere(image: Image) -> None:
     whole = image.path.read_bytes()
+    least = LEAST.get(image.subject.driver, 60)
     for length in range(HEADER):
         image.path.write_bytes(whole[:length])
         for writable in (False, True):
@@ -59,13 +61,13 @@ def test_headers_cut_anywhere(image: Image) -> None:
                 else:
                     node.abandon()
                     # (QEMU takes what lies beyond the end for zeroes, and so do we: the last fields of version 2 are)
-                    assert length >= 60, "a header of %d bytes is none" % length
-        if length < 60:
+                    assert length >= least, "a header of %d bytes is none" % length
+        if length < least:
             assert image.path.read_bytes() == whole[:length]
 
 
 def test_files_cut_anywhere(image: Image) -> None:
-    """What lies in the missing part reads as zeroes or fails; what does not is right. Nothing else is ever raised."""
+    """What lies in the missing part reads as zeroes (decrypted ones, if encrypted) or fails; what does not is right. Nothing else is ever raised."""
     whole = image.path.read_bytes()
     with image.open(writable=False, resize=False) as node:
         content = node.pread(0, node.size)
@@ -84,7 +86,7 @@ def test_files_cut_anywhere(image: Image) -> None:
                         except (Error, OSError) as exc:
                             assert str(exc)
                         else:
-                            assert all(b in (0, part[i]) for i, b in enumerate(found)) if found != part else True
+                            assert all(b in (0, part[i]) for i, b in enumerate(found)) if found != part and not node.encrypted else True
                     node.check()
             except (Error, OSError) as exc:
                 assert str(exc)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from subjects import SECTOR, Image, Subject, patches, qemu_check
+from subjects import CHECKED, SECTOR, Image, Subject, patches, qemu_check
 from recorder import Recorder, after_crash
 
 K = 1024
@@ -142,8 +142,10 @@ CRASHES = [
     Subject("sub-32k", "qcow2", {"extended_l2": True, "cluster_size": 32 * K}, size=600 * K, backing="shorter"),
     Subject("lazy", "qcow2", {"cluster_size": 1 * K, "lazy_refcounts": True}, size=300 * K),
     Subject("qed", "qed", {"cluster_size": 4 * K, "table_size": 2}, size=600 * K),
+    Subject("qcow", "qcow", size=600 * K),
     Subject("qed-backing", "qed", {"cluster_size": 4 * K}, size=600 * K, backing="longer"),
 ]
+SOUND = (0, 3, 63)  # exit codes of qemu-img check: clean, leaking, a format that it does not check
 POINTS = 14  # crashes tried of each log, twice
 
 
@@ -183,7 +185,8 @@ def work(image: Image, file: Recorder, seed: str) -> list[Moment]:
             content[offset : offset + len(data)] = data
         elif kind == "resize":
             size = max(SECTOR * 8, len(content) + chance.randrange(-90, 90) * SECTOR)
-            size = size if image.subject.is_resizable(size > len(content)) else len(content)
+            if not image.subject.is_resizable(size > len(content)):
+                continue
             node.truncate(size)
             del content[size:]
             content.extend(bytes(size - len(content)))
@@ -220,10 +223,11 @@ def test_a_crash_leaves_old_or_new_and_at_worst_leaks(tmp_path: Path, subject: S
     writes = [i + 1 for i, request in enumerate(file.log) if request.verb != "read"]
     for position in sorted(chance.sample(writes, min(POINTS, len(writes)))):
         image.path.write_bytes(after_crash(before, file.log, position, chance, orderly))
-        assert qemu_check(image.path, subject.driver) in (0, 3) or repairable(subject, image.path), "corrupt after request %d of %d" % (position, len(file.log))
+        assert qemu_check(image.path, subject.driver) in SOUND or repairable(subject, image.path), "corrupt after request %d of %d" % (position, len(file.log))
         with image.open(writable=False, resize=False) as node:
-            result = node.check()
-            assert node.dirty or not result.corruptions and not result.check_errors, (position, result.messages)
+            if subject.driver in CHECKED:
+                result = node.check()
+                assert node.dirty or not result.corruptions and not result.check_errors, (position, result.messages)
             found = node.pread(0, node.size)
         states = acceptable(moments, position)
         assert len(found) in {len(state) for state in states}
@@ -237,7 +241,7 @@ def test_a_crash_leaves_old_or_new_and_at_worst_leaks(tmp_path: Path, subject: S
         with image.open() as node:  # and it can be written on, and repaired
             node.pwrite(0, b"on it goes")
             assert node.pread(0, 10) == b"on it goes"
-        assert qemu_check(image.path, subject.driver) in (0, 3)
+        assert qemu_check(image.path, subject.driver) in SOUND
         if subject.driver == "qcow2":
             with image.open(check=True) as node:
                 node.check("leaks")
