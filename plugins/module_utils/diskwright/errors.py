@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional
@@ -78,3 +80,12 @@ class Finding(str):
     """A line for a person that is complete: printed as it is."""
 
     __slots__ = ()
+
+
+def refused(filename: str, why: str, number: int = 22) -> Error:
+    """The error for an image that cannot be opened as it is, where QEMU says no more than the error number; `why` is the hint.
+
+    Number 95 (ENOTSUP) is for what is valid; the others make it Corrupt.
+    """
+    kind = Unsupported if number == 95 else Corrupt
+    return kind("Could not open '%s': %s" % (filename, os.strerror(number)), errno=number, hint=why + ".")

@@ -245,7 +245,7 @@ class Hooks:
 
     def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
         """Make the image name another backing file, in one step that a crash does not tear apart."""
-        raise Unsupported("%s: the %s format has no backing file that could be changed" % (self.filename, self.driver), filename=self.filename)
+        raise Unsupported("Could not change the backing file to '%s': Operation not supported" % (name or ""), filename=self.filename, errno=errno.ENOTSUP)
 
     def _make_empty(self) -> None:
         """Give up all that this layer holds, in steps that a crash does not tear apart."""
@@ -359,6 +359,15 @@ class Hooks:
         """How the child `role` is to be opened for a parent that is opened with `flags`."""
         return flags
 
+    def options_name(self) -> str:
+        """The plain name by which a user would open this very node; "" where there is none."""
+        return ""
+
+    @classmethod
+    def parse_name(cls, filename: str) -> dict[str, Any]:
+        """The options that a name of the form `driver:...` stands for. Raises OptionError."""
+        return {}
+
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
         """How sure the driver is that an image that begins with `head` is its own: 0 (not) .. 100."""
@@ -368,6 +377,11 @@ class Hooks:
     def can_compress(cls, options: Mapping[str, Any]) -> bool:
         """Whether an image made with these creation options, by key, can hold compressed data."""
         return bool(cls.supports_compression)
+
+    @classmethod
+    def probe_tail(cls, tail: bytes, size: int) -> int:
+        """The same of a file of `size` bytes that ends with `tail`; asked only where its beginning says nothing."""
+        return 0
 
     @classmethod
     def check_creation(cls, options: Any) -> None:

@@ -34,6 +34,7 @@ bytes8 = bytes
 bytes16 = bytes
 bytes32 = bytes
 bytes64 = bytes
+bytes128 = bytes
 bytes192 = bytes
 bytes256 = bytes
 bytes427 = bytes

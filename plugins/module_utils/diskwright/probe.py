@@ -13,19 +13,39 @@ if TYPE_CHECKING:
     from .node import Node
 
 PROBE_SIZE = 2048  # bytes from the start of the file that decide
+BOOT_SIGNATURE = b"\x55\xaa"  # at byte 510 of a disk with partitions
 LUKS2 = b"LUKS\xba\xbe\0\2"
 
 
 def probe(file: Node, filename: str) -> str:
     """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError, WrongFormat."""
-    return probe_head(file.pread(0, min(PROBE_SIZE, file.size)), filename)
+    head = file.pread(0, min(PROBE_SIZE, file.size))
+    best = probe_head(head, filename)
+    return best if best != "raw" or not head else _probe_rest(file, filename, head)
+
+
+def _probe_rest(file: Node, filename: str, head: bytes) -> str:
+    """The format of a file whose beginning says nothing, by its name and by its end."""
+    size = file.size
+    for suffix, name in drivers.SUFFIXES.items():
+        if filename.endswith(suffix):
+            return name
+    if head[510:512] == BOOT_SIGNATURE:  # a disk, whose guest may write at its end what it likes
+        return "raw"
+    for name, (load, magics) in drivers.FORMATS.items():
+        for offset, magic in magics:
+            if -size <= offset < 0:
+                tail = file.pread(size + offset, -offset)
+                if tail.startswith(magic) and load().probe_tail(tail, size):
+                    return name
+    return "raw"
 
 
 def probe_head(head: bytes, filename: str) -> str:
     """The name of the format of an image that begins with `head`. Raises WrongFormat where several claim it."""
     names, score = ["raw"], 0
     for name, (load, magics) in drivers.FORMATS.items():
-        if any(head.startswith(magic, offset) for offset, magic in magics):
+        if any(offset >= 0 and head.startswith(magic, offset) for offset, magic in magics):
             found = load().probe(head, filename)
             if found > score:
                 names, score = [name], found

@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 
-from ...errors import Corrupt, Unsupported
+from ... import errors
+from ...errors import Corrupt
 from ...kernels import crc32c
 from ...ondisk import Struct
 
@@ -128,9 +129,8 @@ class FileParameters(Struct):
 
 
 def refused(file: Node, why: str, number: int = EINVAL) -> Error:
-    """The error for an image that is not as it should be: QEMU's words, which are the error number's; `why` is the hint."""
-    kind = Unsupported if number == ENOTSUP else Corrupt
-    return kind("Could not open '%s': %s" % (file.filename, os.strerror(number)), errno=number, hint="vhdx: %s." % why)
+    """The error for an image that is not as it should be; `why` is the hint."""
+    return errors.refused(file.filename, "vhdx: " + why, number)
 
 
 def new_guid() -> bytes:

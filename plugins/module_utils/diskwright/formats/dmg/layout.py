@@ -1,0 +1,206 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""The trailer, and the block tables that it leads to: in a property list or in a resource fork (https://keramics.github.io/udif.html)."""
+
+from __future__ import annotations
+
+import binascii
+from array import array
+from bisect import bisect_right
+
+from ...errors import Error, refused
+from ...ondisk import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Iterator
+
+    from ...node import Node
+    from ...ondisk import bytes4, bytes16, bytes32, bytes64, bytes128, u32, u64
+
+SECTOR = 512
+KOLY = b"koly"
+MISH = b"mish"
+MAX_TABLES = 16 << 20  # bytes of the property list or resource fork
+MAX_CHUNK_SECTORS = (64 << 20) // SECTOR  # of a chunk that is not just zero
+MAX_CHUNK = 64 << 20  # bytes that it may take in the file
+MAX_SECTORS = (1 << 54) - 1  # of the disk
+MAX_HOST = 1 << 62  # bytes; no chunk is behind it
+
+ZERO, RAW, IGNORED = 0, 1, 2
+ADC, ZLIB, BZIP2, LZFSE, LZMA = range(0x80000004, 0x80000009)
+COMMENT, TERMINATOR = 0x7FFFFFFE, 0xFFFFFFFF
+KINDS = (ZERO, RAW, IGNORED, ADC, ZLIB, BZIP2, LZFSE, LZMA)
+
+
+class Koly(Struct):
+    """The trailer."""
+
+    signature: bytes4
+    version: u32
+    header_size: u32
+    flags: u32
+    running_data_fork_offset: u64
+    data_fork_offset: u64
+    data_fork_length: u64
+    rsrc_fork_offset: u64
+    rsrc_fork_length: u64
+    segment_number: u32
+    segment_count: u32
+    segment_id: bytes16
+    data_checksum_type: u32
+    data_checksum_size: u32
+    data_checksum: bytes128
+    xml_offset: u64
+    xml_length: u64
+    reserved: bytes64
+    reserved2: bytes32
+    reserved3: bytes16
+    reserved4: u64
+    checksum_type: u32
+    checksum_size: u32
+    checksum: bytes128
+    image_variant: u32
+    sector_count: u64
+
+
+class BlockTable(Struct):
+    """What a block table begins with; entries follow."""
+
+    signature: bytes4
+    version: u32
+    sector_number: u64
+    sector_count: u64
+    data_offset: u64
+    buffers_needed: u32
+    block_descriptors: u32
+    reserved: bytes16
+    reserved2: u64
+    checksum_type: u32
+    checksum_size: u32
+    checksum: bytes128
+    number_of_block_chunks: u32
+
+
+class BlockEntry(Struct):
+    """A chunk of the disk."""
+
+    entry_type: u32
+    comment: u32
+    sector_number: u64
+    sector_count: u64
+    compressed_offset: u64
+    compressed_length: u64
+
+
+def find_koly(file: Node) -> tuple[Koly, int]:
+    """The trailer and its offset; up to about a sector may follow it. Raises Error where there is none."""
+    size = file.size
+    if size < SECTOR:
+        raise Error("dmg file must be at least 512 bytes long", errno=22)
+    start = max(0, -(-size // SECTOR) * SECTOR - 2 * SECTOR + 1)
+    raw = file.pread(start, size - start)
+    at = raw.find(KOLY, 0, SECTOR + len(KOLY) - 1)
+    if at < 0:
+        raise Error("Could not locate UDIF trailer in dmg file", errno=22)
+    return Koly.unpack(raw[at:].ljust(SECTOR, b"\0")), start + at
+
+
+class Chunks:
+    """The chunks of a disk, ascending: sectors and bytes of the file. None overlaps another.
+
+    `unknown` are the kinds of chunks that were left out, since nobody knows what they are.
+    """
+
+    def __init__(self, file: Node) -> None:
+        """Read the block tables. Raises Corrupt or Error."""
+        koly, end = find_koly(file)
+        self._name = file.filename
+        self.sectors = koly.sector_count
+        if self.sectors >> 63:
+            raise self._refused("a disk of %d sectors" % self.sectors)
+        if self.sectors > MAX_SECTORS:
+            raise Error("Could not refresh total sector count: File too large", errno=27)
+        if koly.data_fork_offset + koly.data_fork_length > end:
+            raise self._refused("the data fork ends at %#x, behind the trailer" % (koly.data_fork_offset + koly.data_fork_length))
+        self.unknown: set[int] = set()
+        self._data_fork = koly.data_fork_offset
+        self._found: list[tuple[int, int, int, int, int]] = []
+        if koly.rsrc_fork_length:
+            self._read_fork(self._read(file, koly.rsrc_fork_offset, koly.rsrc_fork_length, end))
+        elif koly.xml_length:
+            self._read_plist(self._read(file, koly.xml_offset, koly.xml_length, end))
+        else:
+            raise self._refused("it has neither a property list nor a resource fork")
+        found = sorted(self._found)
+        del self._found
+        self.starts, self.ends, self.kinds, self.offsets, self.lengths = (array("Q", [entry[part] for entry in found]) for part in range(5))
+        for index in range(1, len(found)):
+            if found[index - 1][1] > found[index][0]:
+                raise self._refused("two chunks hold sector %d" % found[index][0])
+
+    def _refused(self, why: str) -> Error:
+        return refused(self._name, "dmg: " + why)
+
+    def _read(self, file: Node, offset: int, length: int, end: int) -> bytes:
+        if length > MAX_TABLES or offset + length > end:
+            raise self._refused("%d bytes of block tables at %#x" % (length, offset))
+        return file.pread(offset, length)
+
+    def _read_fork(self, fork: bytes) -> None:
+        """Resources are a length and as many bytes; those that are block tables say so. Types and names are not needed."""
+        start, length = (int.from_bytes(fork[at : at + 4], "big") for at in (0, 8))
+        if not start or not length or start + length > len(fork) or start < 4:
+            raise self._refused("the resource fork is damaged")
+        at, end = start, start + length
+        while at < end:
+            count = int.from_bytes(fork[at : at + 4], "big")
+            if not count or count > end - at - 4:
+                raise self._refused("the resource at %#x of the fork is damaged" % at)
+            self._add(fork[at + 4 : at + 4 + count])
+            at += 4 + count
+
+    def _read_plist(self, text: bytes) -> None:
+        """What is base64 in the property list: those of it that are block tables say so."""
+        at = text.find(b"<data>")
+        while at >= 0:
+            stop = text.find(b"</data>", at)
+            if stop < 0:
+                raise self._refused("the property list is damaged")
+            try:
+                self._add(binascii.a2b_base64(text[at + 6 : stop]))
+            except binascii.Error:
+                pass  # as in QEMU, for which it is no table then
+            at = text.find(b"<data>", stop)
+
+    def _add(self, table: bytes) -> None:
+        """Take the chunks of a block table, if it is one."""
+        if not table.startswith(MISH) or len(table) < BlockTable.SIZE:
+            return
+        header = BlockTable.unpack(table)
+        for index, entry in enumerate(_entries(table)):
+            kind, count = entry.entry_type, entry.sector_count
+            if kind not in KINDS:
+                if kind not in (COMMENT, TERMINATOR):
+                    self.unknown.add(kind)
+                continue
+            if kind not in (ZERO, IGNORED):
+                if count > MAX_CHUNK_SECTORS:
+                    raise self._refused("sector count %d for chunk %d is larger than max (%d)" % (count, index, MAX_CHUNK_SECTORS))
+                if entry.compressed_length > MAX_CHUNK:
+                    raise self._refused("length %d for chunk %d is larger than max (%d)" % (entry.compressed_length, index, MAX_CHUNK))
+            start = header.sector_number + entry.sector_number
+            end = min(start + count, self.sectors)
+            if start < end:
+                offset = min(self._data_fork + header.data_offset + entry.compressed_offset, MAX_HOST)
+                self._found.append((start, start + count if kind not in (ZERO, IGNORED) else end, kind, offset, entry.compressed_length))
+
+    def at(self, sector: int) -> int:
+        """The index of the last chunk that begins at or before `sector`, -1 for none."""
+        return bisect_right(self.starts, sector) - 1
+
+
+def _entries(table: bytes) -> Iterator[BlockEntry]:
+    """The entries of a block table: as many as there is room for, as in QEMU."""
+    for at in range(BlockTable.SIZE, len(table) - BlockEntry.SIZE + 1, BlockEntry.SIZE):
+        yield BlockEntry.unpack(table, at)
