@@ -210,11 +210,11 @@ class Graph:
         for key, field in cls.options_class.fields.items():
             if field.kind == "NodeRef" and key != "backing" and not isinstance(values.get(key), Node):
                 if values.get(key) is None:
-                    if not field.optional and key == "file":
-                        raise OptionError('A block device must be specified for "file"')
+                    if not field.optional:
+                        raise OptionError('A block device must be specified for "%s"' % key)
                     continue
                 spec = _as_protocol(values[key]) if issubclass(cls, Format) else values[key]
-                values[key] = self._child(key, spec, cls.child_flags(key, flags))
+                values[key] = self._child(key, spec, cls.child_flags(key, flags).but(no_backing=False))
                 opened.append(values[key])
         unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
         backing = values.pop("backing", None)
@@ -325,7 +325,7 @@ def parse_filename(filename: str) -> dict[str, Any]:
     protocol = protocol_prefix(filename)
     if protocol is None:
         return {"file": {"driver": _file_driver(filename), "filename": filename}}
-    cls = drivers.lookup_protocol(protocol)
+    cls = drivers.lookup(protocol) if protocol in drivers.PREFIXED else drivers.lookup_protocol(protocol)
     return {"file": {"driver": protocol, **cls.parse_name(filename)}}
 
 
@@ -446,7 +446,9 @@ def describe(node: Node, given: Mapping[str, Any]) -> None:
             if role != "backing":
                 full[role] = child.full_options
         node.full_options = full
-        node.filename = file.filename if weak and file is not None and file.leaf and not file.filename.startswith("json:") else ""
+        node.filename = node.options_name()
+        if not node.filename and weak and file is not None and node.unfiltered() is node and (file.leaf or file.options_name()):
+            node.filename = "" if file.filename.startswith("json:") else file.filename
     if not node.filename:
         from .json_text import dumps
 

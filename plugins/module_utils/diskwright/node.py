@@ -196,10 +196,11 @@ class Node(Hooks):
             elif host is self:
                 found.append(Extent(start, count, DATA | status & COMPRESSED, self, host_offset))
             elif host is not None:
-                if host.leaf and not (want_zero and status & (PASS | RECURSE)):
+                ask = want_zero and bool(status & (PASS | RECURSE))
+                if host.leaf and not ask:
                     found.append(Extent(start, count, DATA, host, host_offset))
                 else:
-                    for inner in host.resolve(host_offset, count, want_zero, limit, own):
+                    for inner in host.resolve(host_offset, count, ask, limit, own):
                         found.append(Extent(inner[0] - host_offset + start, inner[1], inner[2], inner[3], inner[4]))
             elif own and self.backing is not None:
                 found.append(Extent(start, count, 0))
@@ -583,13 +584,7 @@ class Protocol(Node):
         return os.fstat(fd).st_blocks * 512 if fd >= 0 else None
 
     def options_name(self) -> str:
-        """The plain name by which a user would open this very node; "" where there is none."""
         return str(getattr(self.options, "filename", ""))
-
-    @classmethod
-    def parse_name(cls, filename: str) -> dict[str, Any]:
-        """The options that a name of the form `protocol:...` stands for. Raises OptionError."""
-        return {}
 
     @classmethod
     def create_file(cls, filename: str, options: Any, flags: OpenFlags) -> None:

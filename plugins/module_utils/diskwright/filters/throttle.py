@@ -75,9 +75,7 @@ class Group:
         self._lock = allocate_lock()
         self._now = self._clock()
         self._unit = limits.get("iops-size", 0)
-        self._buckets = {
-            name: Bucket(limits[name], limits.get(name + "-max", 0), limits.get(name + "-max-length", 1)) for name in LIMITS if limits.get(name)
-        }
+        self._buckets = {name: Bucket(limits[name], limits.get(name + "-max", 0), limits.get(name + "-max-length", 1)) for name in LIMITS if limits.get(name)}
 
     def take(self, way: str, length: int) -> float:
         """Account for a request of `length` bytes; the seconds that it has to wait before it is made."""
