@@ -31,7 +31,8 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
         if start < offset or end > offset + length:
             return offset, 0
         _zero_data_file(image, start, end, unmap)
-        unmap = False
+    passes = unmap and passes_request(image) and not image.is_raw_external
+    unmap = unmap and not (image.options.discard_no_unref or image.is_raw_external)  # otherwise clusters keep their place
     with image._lock:
         if image.header.version < 3:
             _change(image, start, end, EMPTY_ENTRY, False)
@@ -42,8 +43,12 @@ def zero(image: Qcow2, offset: int, length: int, unmap: bool) -> tuple[int, int]
         else:
             _zero_parts(image, start, end, unmap)
         trim_freed(image)
+        if passes and image.options.discard_no_unref and not image.tables.external:
+            _punch_kept(image, start, end)
     if start >= end:
         return offset, 0
+    if passes and image.tables.external:
+        _punch_external(image, start, end)
     start = max(start, offset)
     return start, min(end, offset + length) - start
 
@@ -80,18 +85,16 @@ def discard(image: Qcow2, offset: int, length: int) -> None:
     with image._lock:
         if image.options.discard_no_unref or image.is_raw_external:
             _zero_parts(image, start, end, False, absent=backed)
-            if passes_request(image) and not image.is_raw_external:
+            if passes_request(image) and not image.tables.external:
                 _punch_kept(image, start, end)
         else:
             entry = ZERO_ENTRY if image.header.version >= 3 else EMPTY_ENTRY
             if image.header.extended_l2:
                 from .subclusters import ZERO_CLUSTER as entry
             _change(image, start, end, entry, backed)
-            image.refcounts.discard_freed = image.refcounts.discard_freed or passes_request(image)
         trim_freed(image)
     if image.tables.external and not image.is_raw_external and passes_request(image):
-        image.flush()
-        image.data_file.pdiscard(start, min(end, image.size) - start)
+        _punch_external(image, start, end)
 
 
 def forget_zeroes(image: Qcow2, start: int, end: int) -> None:
@@ -138,9 +141,11 @@ def _change(image: Qcow2, start: int, end: int, entry: bytes, absent: bool) -> N
             new = b"".join(old[at : at + width] if old[at : at + 8] == EMPTY_ENTRY else entry for at in range(0, len(old), width))
         else:
             continue
+        if new == old:
+            continue
         table[first * width : (first + count) * width] = new
         image.tables.cache.mark(l2_offset)
-        free_entries(image, old)
+        free_entries(image, old, passes_request(image))
 
 
 def _zero_parts(image: Qcow2, start: int, end: int, unmap: bool, absent: bool = True) -> None:
@@ -168,8 +173,17 @@ def _zero_parts(image: Qcow2, start: int, end: int, unmap: bool, absent: bool = 
                 )
             else:
                 table[place : place + run * 8] = ZERO_ENTRY * run
-                free_entries(image, old[index * 8 : (index + run) * 8])
-        image.tables.cache.mark(l2_offset)
+                free_entries(image, old[index * 8 : (index + run) * 8], passes_request(image))
+        if table[first * 8 : (first + count) * 8] != old:
+            image.tables.cache.mark(l2_offset)
+
+
+def _punch_external(image: Qcow2, start: int, end: int) -> None:
+    """Discard a range in the data file, once the tables that do without it are in the image."""
+    image.flush()
+    end = min(end, image.size)
+    if end > start:
+        image.data_file.pdiscard(start, end - start)
 
 
 def _punch_kept(image: Qcow2, start: int, end: int) -> None:

@@ -51,8 +51,7 @@ class Refcounts:
         if options.cache_size is None and options.refcount_cache_size is None:
             size = max(DEFAULT_CACHE, size)
         self.cache = TableCache(image.file, self.cluster_size, max(4, size // self.cluster_size))
-        self.freed: list[tuple[int, int]] = []
-        self.discard_freed = bool(options.pass_discard_other)  # whether apply_freed discards in the file what falls to 0
+        self.freed: list[tuple[int, int, bool]] = []  # see free
         self.byte_offset = 0  # where the next compressed cluster goes, 0: into a new cluster
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
         self._scan = 0  # holes from here on up to _tail are not known yet
@@ -366,21 +365,23 @@ class Refcounts:
                 self._holes.append((start, below))
         return zeroed
 
-    def free(self, first: int, count: int) -> None:
-        """Note clusters whose pointers were changed in memory; apply_freed goes on once that is in the file."""
-        if self.freed and sum(self.freed[-1]) == first:
-            self.freed[-1] = (self.freed[-1][0], self.freed[-1][1] + count)
-        else:
-            self.freed.append((first, count))
+    def free(self, first: int, count: int, discard: bool = False) -> None:
+        """Note clusters whose pointers were changed in memory; apply_freed goes on once that is in the file. With `discard`
+        the file loses them too, if nothing else uses them."""
+        if self.freed:
+            start, length, same = self.freed[-1]
+            if start + length == first and same == discard:
+                self.freed[-1] = (start, length + count, discard)
+                return
+        self.freed.append((first, count, discard))
 
     def apply_freed(self) -> None:
         """Give back what `free` noted."""
         freed, self.freed = self.freed, []
-        for first, count in freed:
+        for first, count, discard in freed:
             for start, length in self.give_back(first, count):
-                if self.discard_freed:
+                if discard:
                     self.image.file.pdiscard(start * self.cluster_size, length * self.cluster_size)
-        self.discard_freed = bool(self.image.options.pass_discard_other)
 
     # -- making the file shorter ---------------------------------------------------------------------------------
 

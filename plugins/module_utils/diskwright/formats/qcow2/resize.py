@@ -174,7 +174,7 @@ def _room(image: Qcow2, l2_offset: int, first: int, entry: int, count: int) -> b
 
 def _shrink(image: Qcow2, size: int) -> None:
     start = -(-size // image.cluster_size) * image.cluster_size
-    _drop(image, start, l1_entries(image.header, size))
+    _drop(image, start, l1_entries(image.header, size), True)
     write_back(image)
     image.barrier()
     image.change_record(size=size)
@@ -185,28 +185,28 @@ def _shrink(image: Qcow2, size: int) -> None:
 def make_empty(image: Qcow2) -> None:
     """Drop all clusters and L2 tables: pointers first, then refcounts, then the end of the file."""
     with image._lock:
-        _drop(image, 0, 0)
+        _drop(image, 0, 0, image.options.pass_discard_snapshot is not False)
         write_back(image)
         image.barrier()
         _cut_file(image)
 
 
-def _drop(image: Qcow2, start: int, keep: int) -> None:
-    """Drop the clusters from guest offset `start` on, and whole L2 tables where `keep` L1 entries are to stay."""
+def _drop(image: Qcow2, start: int, keep: int, discard: bool) -> None:
+    """Drop the clusters from guest offset `start` on, and whole L2 tables where `keep` L1 entries are to stay; `discard` as for free_entries."""
     cluster_size, tables, refcounts = image.cluster_size, image.tables, image.refcounts
     end = -(-image.size // cluster_size) * cluster_size
     for position, l2_offset, first, count in _present_parts(image, start, end):
         index = position // tables.reach
         if index < keep:
-            set_entries(image, l2_offset, first, bytes(tables.entry_size * count))
+            set_entries(image, l2_offset, first, bytes(tables.entry_size * count), discard=discard)
             continue
-        free_entries(image, tables.cache.get(l2_offset))
+        free_entries(image, tables.cache.get(l2_offset), discard)
         tables.cache.forget(l2_offset)
         tables.fresh.discard(l2_offset)
         tables.l1[index] = 0
         tables.l1_dirty.add(index)
         image.overlap.remove_table(l2_offset)
-        refcounts.free(l2_offset // cluster_size, 1)
+        refcounts.free(l2_offset // cluster_size, 1, discard)
 
 
 def _cut_file(image: Qcow2) -> None:

@@ -62,13 +62,13 @@ def read_entry(image: Qcow2, offset: int) -> tuple[int, int, int, int]:
     return l2_offset, number, int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
 
 
-def _store(image: Qcow2, l2_offset: int, first: int, entries: bytes | bytearray, freed: bytes | bytearray) -> None:
-    """Write entries (as stored) into a table from `first` on, and note what the entries `freed` point at as free."""
+def _store(image: Qcow2, l2_offset: int, first: int, entries: bytes | bytearray, freed: bytes | bytearray, discard: bool = False) -> None:
+    """Write entries (as stored) into a table from `first` on, and note what the entries `freed` point at as free; see free_entries."""
     cache = image.tables.cache
     cache.get(l2_offset)[first * 16 : first * 16 + len(entries)] = entries
     cache.mark(l2_offset)
     if freed:
-        free_entries(image, freed)
+        free_entries(image, freed, discard)
 
 
 def with_room(tables: Tables, extents: list[Extent], base: int, table: bytearray) -> list[Extent]:
@@ -358,6 +358,8 @@ def _zero_part(image: Qcow2, start: int, end: int) -> bool:
 
 def zero_clusters(image: Qcow2, start: int, end: int, unmap: bool, absent: bool) -> None:
     """Have whole clusters (those that are not there too if `absent`) read as zeroes; compressed ones, and with `unmap` all, lose their room."""
+    from .discard import passes_request
+
     for _position, l2_offset, first, count in table_parts(image, start, end, create=absent):
         if not l2_offset:
             continue
@@ -378,7 +380,7 @@ def zero_clusters(image: Qcow2, start: int, end: int, unmap: bool, absent: bool)
                 words[1::2] = array("Q", ZERO_CLUSTER[8:] * run)
                 new[low:high] = words.tobytes()
         if new != old:
-            _store(image, l2_offset, first, new, freed)
+            _store(image, l2_offset, first, new, freed, passes_request(image))
 
 
 __all__ = ["publish", "reserve", "withdraw", "zero_clusters", "zero_range"]

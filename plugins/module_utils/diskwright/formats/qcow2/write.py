@@ -80,7 +80,7 @@ def writable_l2(image: Qcow2, index: int) -> int:
     image.overlap.add_table(offset)
     if old:
         image.overlap.remove_table(old)
-        image.refcounts.free(old // size, 1)
+        image.refcounts.free(old // size, 1, bool(image.options.pass_discard_other))
     return offset
 
 
@@ -130,8 +130,8 @@ def withdraw(image: Qcow2, allocs: Sequence[Alloc]) -> None:
                 image.refcounts.give_back(alloc.host_offset // image.cluster_size, alloc.length // image.cluster_size)
 
 
-def set_entries(image: Qcow2, l2_offset: int, first: int, entries: bytes, free: bool = True) -> None:
-    """Write L2 entries (as stored) over those from `first` on; what the old ones point at is noted as free if `free`."""
+def set_entries(image: Qcow2, l2_offset: int, first: int, entries: bytes, free: bool = True, discard: bool = False) -> None:
+    """Write L2 entries (as stored) over those from `first` on; what the old ones point at is noted as free if `free`, see free_entries."""
     cache, width = image.tables.cache, image.tables.entry_size
     table = cache.get(l2_offset)
     low, high = first * width, first * width + len(entries)
@@ -139,11 +139,12 @@ def set_entries(image: Qcow2, l2_offset: int, first: int, entries: bytes, free: 
     table[low:high] = entries
     cache.mark(l2_offset)
     if free and old.count(0) != len(old):
-        free_entries(image, old)
+        free_entries(image, old, discard)
 
 
-def free_entries(image: Qcow2, entries: bytes | bytearray) -> None:
-    """Note the clusters that L2 entries (as stored) point at as free; those of an external data file are not counted."""
+def free_entries(image: Qcow2, entries: bytes | bytearray, discard: bool = False) -> None:
+    """Note the clusters that L2 entries (as stored) point at as free; those of an external data file are not counted. With
+    `discard` the file loses them; what is overwritten elsewhere is not discarded, since its place will soon be taken."""
     if image.tables.external:
         return
     size, bits = image.cluster_size, image.header.cluster_bits
@@ -157,10 +158,10 @@ def free_entries(image: Qcow2, entries: bytes | bytearray) -> None:
             kind &= 7
             if kind == kinds.COMPRESSED:
                 start, length = stored_range(value, bits)
-                image.refcounts.free(start // size, (start + length - 1) // size - start // size + 1)
+                image.refcounts.free(start // size, (start + length - 1) // size - start // size + 1, discard)
             elif kind in (kinds.NORMAL, kinds.ZERO_ALLOC):
                 if not value & (size - 1):  # nothing sensible can be freed otherwise
-                    image.refcounts.free(value // size, run)
+                    image.refcounts.free(value // size, run, discard)
         at = runs[-1][0] + runs[-1][1]
 
 
