@@ -75,6 +75,9 @@ class Qcow(Format):
 
     def _read_name(self) -> None:
         at, length = self.header.backing_file_offset, self.header.backing_file_size
+        if at > MAX_SIZE:
+            reason = os.strerror(errno.EIO)
+            raise Corrupt("Could not open '%s': %s" % (self.file.filename, reason), errno=errno.EIO)
         if at and length:
             name = self.file.pread(at, max(0, min(length, self.file.size - at))).partition(b"\0")[0]
             self.backing_filename = os.fsdecode(name) or None
