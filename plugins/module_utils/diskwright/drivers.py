@@ -64,6 +64,18 @@ def _vdi() -> type[Node]:
     return Vdi
 
 
+def _ova() -> type[Node]:
+    from .formats.ova import Ova
+
+    return Ova
+
+
+def _ovf() -> type[Node]:
+    from .formats.ova import Ovf
+
+    return Ovf
+
+
 def _vmdk() -> type[Node]:
     from .formats.vmdk import Vmdk
 
@@ -164,6 +176,8 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "vpc": (_vpc, ((0, b"conectix"),)),
     "vhdx": (_vhdx, ((0, b"vhdxfile"),)),
     # a descriptor is text: comments or empty lines, then its version
+    "ova": (_ova, ((257, b"ustar"),)),
+    "ovf": (_ovf, ((0, b"<?xml"), (0, b"<Envelope"), (0, b"<ovf:Envelope"), (0, b"\xef\xbb\xbf<"))),
     "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b" "), (0, b"\xef\xbb\xbf"))),
 }
 

@@ -270,6 +270,9 @@ class Graph:
 
     def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...], extra: Mapping[str, Any]) -> Node:
         """Open a file that `node` names, with the options `extra` besides."""
+        if reference.spec is not None:
+            inside = Graph(OpenPolicy("none", max_chain=self.policy.max_chain), self.objects, self.warn)
+            return inside.open_spec(reference.spec, type(node).child_flags(reference.role, node.flags), chain)
         resolved = resolve_name(node, reference.name) if not reference.protocol else beside_name(node, reference.name)
         try:
             spec = parse_filename(resolved) if not reference.protocol else {"driver": _file_driver(resolved), "filename": resolved}

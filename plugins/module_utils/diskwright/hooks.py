@@ -134,15 +134,19 @@ class Reference:
     """A file that an image names: `role` is the child's name ("backing", "data-file", "extents.0").
 
     With `protocol` the name is a path, whatever it looks like, and the child the file itself: its content is not looked at.
+    With `spec` that is opened, over nodes that are there already, and it may not name any file.
     """
 
-    __slots__ = ("role", "name", "format", "protocol")
+    __slots__ = ("role", "name", "format", "protocol", "spec")
 
-    def __init__(self, role: str, name: str, format: Optional[str] = None, protocol: bool = False) -> None:
+    def __init__(
+        self, role: str, name: str, format: Optional[str] = None, protocol: bool = False, spec: Optional[Mapping[str, Any]] = None
+    ) -> None:
         self.role = role
         self.name = name
         self.format = format
         self.protocol = protocol
+        self.spec = spec
 
 
 class Snapshot:
