@@ -108,6 +108,19 @@ class BlockMap:
                 return extent.length // PAGE * PAGE
         return end - place
 
+    def unused(self, first: int, step: int, low: int, count: int) -> bytearray:
+        """Which of the numbers low .. low + count have no entry `first` + number * `step`, nor one that lies over it: 1, others 0."""
+        free = bytearray(b"\1") * count
+        for _index, length, value, used in self.runs(0, self.count, step):
+            places = ((value, length),) if used == step and (value - first) % step == 0 else ((value + at * used, 1) for at in range(length if used else 1))
+            for place, many in places:
+                begin = (place - first) // step - low
+                end = begin + many + (1 if (place - first) % step else 0)
+                begin, end = max(begin, 0), min(end, count)
+                if begin < end:
+                    free[begin:end] = bytes(end - begin)
+        return free
+
 
 class BlockFormat(Format):
     """A format whose guest blocks are wherever a BlockMap says.

@@ -154,6 +154,12 @@ def _preallocate() -> type[Node]:
     return Preallocate
 
 
+def _quorum() -> type[Node]:
+    from .filters.quorum import Quorum
+
+    return Quorum
+
+
 def _throttle() -> type[Node]:
     from .filters.throttle import Throttle
 
@@ -196,6 +202,7 @@ FILTERS: dict[str, Callable[[], type[Node]]] = {
     "compress": _compress,
     "copy-on-read": _copy_on_read,
     "preallocate": _preallocate,
+    "quorum": _quorum,
     "throttle": _throttle,
 }
 

@@ -53,7 +53,7 @@ class Subject(NamedTuple):
         return (self.driver in RESIZABLE or grows and self.driver in GROWING) and not self.is_fixed()
 
 
-CHECKED = ("qcow2", "vdi", "vmdk", "vhdx", "qed")  # formats that qemu-img checks
+CHECKED = ("qcow2", "vdi", "vmdk", "vhdx", "qed", "parallels")  # formats that qemu-img checks
 RESIZABLE = ("raw", "qcow2", "luks")
 GROWING = ("qed",)  # formats whose images can be made larger, not smaller
 OWN_BACKING = ("vmdk",)  # formats whose backing file must be of the same format
@@ -113,6 +113,10 @@ SUBJECTS = [
     Subject("vdi-static", "vdi", {"static": True}, size=2 * M + SECTOR),
     Subject("vpc", "vpc", size=63 * 4 * 17 * SECTOR),
     Subject("vpc-exact", "vpc", {"force_size": True}, size=5 * M + SECTOR),
+    Subject("parallels", "parallels", size=3 * M + 5 * SECTOR),
+    Subject("parallels-4k", "parallels", {"cluster_size": 4 * K}),
+    Subject("parallels-63k", "parallels", {"cluster_size": 63 * K}),
+    Subject("parallels-falloc", "parallels", {"cluster_size": 512}, size=200 * K, runtime={"prealloc-mode": "falloc", "prealloc-size": 8 * K}),
     Subject("vpc-fixed", "vpc", {"subformat": "fixed", "force_size": True}),
     Subject("vhdx", "vhdx", {"block_size": M}, size=5 * M + 3 * SECTOR),
     Subject("vhdx-large", "vhdx", {"log_size": 2 * M}, size=9 * M + SECTOR),

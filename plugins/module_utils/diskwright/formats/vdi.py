@@ -167,11 +167,7 @@ class Vdi(BlockFormat):
     def _unused(self, end: int, window: int = 1 << 20) -> Iterator[int]:
         """Numbers below `end` of blocks that no entry names."""
         for low in range(0, end, window):
-            free = bytearray(b"\1") * min(window, end - low)
-            for _index, length, value, step in self.blocks.runs(0, self.header.blocks_in_image, 1):
-                first, stop = max(value, low), min(value + (length - 1) * step + 1, low + len(free))
-                if first < stop:
-                    free[first - low : stop - low] = bytes(stop - first)
+            free = self.blocks.unused(0, 1, low, min(window, end - low))
             at = free.find(1)
             while at >= 0:
                 yield low + at
