@@ -353,7 +353,7 @@ def gallery(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place.mkdir()
     words = {"secrets": shlex.join(SECRETS), "method": request.param, **{name: spec(name) for name in ("base", "alone", "other", "new", "fresh")}}
     words["top"] = spec("top") + ",backing.encrypt.key-secret=s"
-    for rest in ("cluster_size=4k base 600k", "cluster_size=4k -b base -F qcow2 top 700k", "lazy_refcounts=on alone 3M", "fresh 700k"):
+    for rest in ("cluster_size=4k base 600k", "cluster_size=4k -b base -F qcow2 top 700k", "lazy_refcounts=on alone 3M", "cluster_size=64k fresh 600k"):
         assert ours(with_secrets("create -q -f qcow2 -o %s,%s" % (request.param, rest)), place) == (0, "", "")
     setup(GALLERY.format(**words), place)
     return place, words

@@ -216,13 +216,22 @@ class Graph:
                 spec = _as_protocol(values[key]) if issubclass(cls, Format) else values[key]
                 values[key] = self._child(key, spec, cls.child_flags(key, flags).but(no_backing=False))
                 opened.append(values[key])
+            elif field.kind == "NodeRefs":
+                specs = values.get(key) or ()
+                if not isinstance(specs, (list, tuple)):
+                    raise OptionError("Parameter '%s' expects a list" % key)
+                values[key] = []
+                for index, spec in enumerate(specs):
+                    values[key].append(self._child("%s.%d" % (key, index), spec, cls.child_flags(key, flags).but(no_backing=False)))
+                    opened.append(values[key][-1])
         unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
         backing = values.pop("backing", None)
         if backing not in (None, "") and (flags.no_backing or not cls.supports_backing):
             from .json_text import in_order
 
             raise OptionError(unknown % driver % in_order(flatten({"backing": backing}))[0])
-        children = {key: value for key, value in values.items() if isinstance(value, Node)}
+        lists = [key for key, field in cls.options_class.fields.items() if field.kind == "NodeRefs"]
+        children = {key: value for key, value in values.items() if isinstance(value, Node) or key in lists}
         flat = flatten({key: value for key, value in values.items() if key not in children})
         options = cls.options_class.from_mapping({**flat, **children}, unknown=unknown % driver).bind(self.objects)
         node = cls(options, flags)
@@ -251,7 +260,7 @@ class Graph:
         references = node.references()
         extra: Mapping[str, Any] = {}
         if isinstance(given, dict) and not _names_file(given) and any(reference.role == "backing" for reference in references):
-            given, extra = "stored", given  # a key, say, of the file that the image names
+            extra, given = given, "stored"  # a key, say, of the file that the image names
         if given != "stored" and not node.flags.no_backing:
             if given is not None and given != "":
                 if not isinstance(given, dict):
@@ -448,6 +457,7 @@ def describe(node: Node, given: Mapping[str, Any]) -> None:
         for role, child in node.children.items():
             if role != "backing":
                 full[role] = child.full_options
+        full = nest(full)
         node.full_options = full
         node.filename = node.options_name()
         if not node.filename and weak and file is not None and node.unfiltered() is node and (file.leaf or file.options_name()):
