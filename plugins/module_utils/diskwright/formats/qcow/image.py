@@ -57,6 +57,9 @@ class Qcow(Format):
         self._size = header.size // layout.SECTOR * layout.SECTOR
         self.encrypted = header.crypt_method == layout.CRYPT_AES
         self._check_format(options.encrypt_format)
+        if header.backing_file_offset > MAX_SIZE or header.l1_table_offset > MAX_SIZE - header.l1_size * 8:
+            reason = os.strerror(errno.EIO)
+            raise Corrupt("Could not open '%s': %s" % (file.filename, reason), errno=errno.EIO)
         self._read_name()
         self._load_tables()
         self.clusters = None
@@ -75,9 +78,6 @@ class Qcow(Format):
 
     def _read_name(self) -> None:
         at, length = self.header.backing_file_offset, self.header.backing_file_size
-        if at > MAX_SIZE:
-            reason = os.strerror(errno.EIO)
-            raise Corrupt("Could not open '%s': %s" % (self.file.filename, reason), errno=errno.EIO)
         if at and length:
             name = self.file.pread(at, max(0, min(length, self.file.size - at))).partition(b"\0")[0]
             self.backing_filename = os.fsdecode(name) or None
