@@ -166,6 +166,63 @@ def test_blkverify_finds_the_first_difference(place: Path) -> None:
     )
 
 
+QUORUM = "driver=quorum,children.0.driver=file,children.0.filename=raw,children.1.driver=file,children.1.filename=copy"
+
+
+def quorum(*names: str, **options: Any) -> dict[str, Any]:
+    return {"driver": "quorum", "children": [FILES[name] for name in names], **options}
+
+
+def test_quorum_reads_what_most_say(place: Path) -> None:
+    model = bytearray(SIZE)
+    third = {"driver": "qcow2", "file": FILES["plain"]}
+    spec = {"driver": "quorum", "vote-threshold": 2, "children": [FILES["raw"], FILES["copy"], third]}
+    with open_spec(spec) as node:
+        exercise(node, model, random.Random(6))
+    assert (place / "raw").read_bytes() == (place / "copy").read_bytes() == content("plain") == model
+    with open("copy", "r+b") as file:
+        os.pwrite(file.fileno(), b"\xa5" * 5000, 70000)
+    damaged = (place / "copy").read_bytes()
+    assert damaged != model
+    with open_spec(spec, OpenFlags()) as node:
+        assert node.pread(0, SIZE) == model
+    assert (place / "copy").read_bytes() == damaged
+    with open_spec({**spec, "rewrite-corrupted": True}) as node:
+        assert node.pread(69000, 10000) == model[69000:79000]
+    assert (place / "copy").read_bytes() == model
+
+
+def test_quorum_without_a_majority(place: Path) -> None:
+    with open("copy", "r+b") as file:
+        os.pwrite(file.fileno(), b"\xa5", 70000)
+    with open_spec(quorum("raw", "copy", **{"vote-threshold": 2})) as node:
+        with pytest.raises(Error, match="Input/output error"):
+            node.pread(69000, 10000)
+    with open_spec(quorum("raw", "copy", **{"vote-threshold": 2, "blkverify": True})) as node:
+        with pytest.raises(Error, match="quorum: offset=69632 bytes=[0-9]+ contents mismatch at offset 70000"):
+            node.pread(69000, 10000)
+    with open_spec(quorum("copy", "raw", **{"vote-threshold": 1, "read-pattern": "fifo"})) as node:
+        assert node.pread(70000, 1) == b"\xa5"
+
+
+def test_quorum_described_as_by_qemu_img(place: Path) -> None:
+    for options in (
+        "vote-threshold=2",
+        "vote-threshold=1,read-pattern=fifo",
+        "vote-threshold=2,blkverify=on",
+        "vote-threshold=3",
+        "vote-threshold=0",
+        "vote-threshold=2,read-pattern=some",
+        "vote-threshold=1,blkverify=on",
+        "vote-threshold=2,blkverify=on,rewrite-corrupted=on",
+    ):
+        same("info --image-opts %s,%s" % (QUORUM, options), place)
+    for command in ("info --output=json", "map --output=json", "compare driver=file,filename=raw"):
+        same("%s --image-opts %s,vote-threshold=2" % (command, QUORUM), place)
+    same("info --image-opts driver=quorum,vote-threshold=1", place)
+    same("info --image-opts %s,vote-threshold=2" % QUORUM.replace("copy", "base"), place)
+
+
 @pytest.mark.parametrize(
     "options",
     [

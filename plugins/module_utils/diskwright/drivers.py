@@ -64,6 +64,30 @@ def _vdi() -> type[Node]:
     return Vdi
 
 
+def _gzip() -> type[Node]:
+    from .formats.wrapped import Gzip
+
+    return Gzip
+
+
+def _xz() -> type[Node]:
+    from .formats.wrapped import Xz
+
+    return Xz
+
+
+def _bzip2() -> type[Node]:
+    from .formats.wrapped import Bzip2
+
+    return Bzip2
+
+
+def _zstd() -> type[Node]:
+    from .formats.wrapped import Zstd
+
+    return Zstd
+
+
 def _ova() -> type[Node]:
     from .formats.ova import Ova
 
@@ -182,6 +206,10 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "vpc": (_vpc, ((0, b"conectix"),)),
     "vhdx": (_vhdx, ((0, b"vhdxfile"),)),
     # a descriptor is text: comments or empty lines, then its version
+    "bzip2": (_bzip2, ((0, b"BZh"),)),
+    "gzip": (_gzip, ((0, b"\x1f\x8b\x08"),)),
+    "xz": (_xz, ((0, b"\xfd7zXZ\0"),)),
+    "zstd": (_zstd, ((0, b"\x28\xb5\x2f\xfd"),)),
     "ova": (_ova, ((257, b"ustar"),)),
     "ovf": (_ovf, ((0, b"<?xml"), (0, b"<Envelope"), (0, b"<ovf:Envelope"), (0, b"\xef\xbb\xbf<"))),
     "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b" "), (0, b"\xef\xbb\xbf"))),

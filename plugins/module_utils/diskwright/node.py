@@ -67,6 +67,10 @@ class Node(Hooks):
                 child = getattr(options, field.name)
                 if isinstance(child, Node):
                     self.children[field.key] = child
+            elif field.kind == "NodeRefs":
+                members = getattr(options, field.name)
+                for index in range(len(members) - 1, -1, -1):
+                    self.children["%s.%d" % (field.key, index)] = members[index]
         self.backing: Optional[Node] = self.children.get("backing")
         self._size = 0
         self._lock = RLock()  # guards metadata; never held across data I/O

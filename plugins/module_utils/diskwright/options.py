@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .node import Node
 
     NodeRef = Union[Node, Mapping[str, Any], str]  # a specification before graph.py has opened it, a Node afterwards
+    NodeRefs = Sequence[NodeRef]
 else:
 
     def dataclass_transform(**_unused):
@@ -210,6 +211,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "int": {"type": "integer"},
     "Size": {"type": "integer", "minimum": 0},
     "NodeRef": {"type": ["object", "string"]},
+    "NodeRefs": {"type": "array", "items": {"type": ["object", "string"]}},
 }
 
 
@@ -219,7 +221,7 @@ def parse_value(field: Field, value: Any, key: str) -> Any:
     Raises OptionError in QEMU's words, naming `key`.
     """
     kind = field.kind
-    if kind == "NodeRef":
+    if kind in ("NodeRef", "NodeRefs"):
         return value
     if kind == "bool":
         if isinstance(value, bool):
