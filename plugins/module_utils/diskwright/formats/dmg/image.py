@@ -11,7 +11,7 @@ from ...extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, ZERO, Extent
 from ...node import Format, OpenFlags, fill_zeroes
 from ...options import Options, opt
 from .codecs import Window, decompress, preload
-from .layout import IGNORED, KOLY, RAW, SECTOR, Chunks, Koly
+from .layout import IGNORED, KOLY, RAW, SECTOR, Chunks, Koly, parts
 from .layout import ZERO as ZERO_CHUNK
 
 TYPE_CHECKING = False
@@ -172,12 +172,7 @@ class Dmg(Format):
     def probe_tail(cls, tail: bytes, size: int) -> int:
         """Sure only of a trailer of which all that leads anywhere makes sense: any raw disk could end like that."""
         koly = Koly.unpack(tail.ljust(SECTOR, b"\0"))
-        end = size - SECTOR
-        forks = (
-            (koly.data_fork_offset, koly.data_fork_length),
-            (koly.rsrc_fork_offset, koly.rsrc_fork_length),
-            (koly.xml_offset, koly.xml_length),
-        )
         if koly.signature != KOLY or koly.version != FOOTER_VERSION or koly.header_size != SECTOR or not koly.sector_count:
             return 0
-        return 2 if all(offset + length <= end for offset, length in forks) and (koly.rsrc_fork_length or koly.xml_length) else 0
+        inside = all(offset + length <= size - SECTOR for _name, offset, length in parts(koly))
+        return 2 if inside and (koly.rsrc_fork_length or koly.xml_length) else 0

@@ -106,6 +106,15 @@ def find_koly(file: Node) -> tuple[Koly, int]:
     return Koly.unpack(raw[at:].ljust(SECTOR, b"\0")), start + at
 
 
+def parts(koly: Koly) -> tuple[tuple[str, int, int], ...]:
+    """What lies before the trailer: names, offsets and lengths."""
+    return (
+        ("data fork", koly.data_fork_offset, 0),  # QEMU does not mind its length
+        ("resource fork", koly.rsrc_fork_offset, koly.rsrc_fork_length),
+        ("property list", koly.xml_offset, koly.xml_length),
+    )
+
+
 class Chunks:
     """The chunks of a disk, ascending: sectors and bytes of the file. None overlaps another.
 
@@ -121,15 +130,16 @@ class Chunks:
             raise self._refused("a disk of %d sectors" % self.sectors)
         if self.sectors > MAX_SECTORS:
             raise Error("Could not refresh total sector count: File too large", errno=27)
-        if koly.data_fork_offset + koly.data_fork_length > end:
-            raise self._refused("the data fork ends at %#x, behind the trailer" % (koly.data_fork_offset + koly.data_fork_length))
+        for name, offset, length in parts(koly):
+            if offset + length > end:
+                raise self._refused("the %s ends at %#x, and the trailer is at %#x" % (name, offset + length, end))
         self.unknown: set[int] = set()
         self._data_fork = koly.data_fork_offset
         self._found: list[tuple[int, int, int, int, int]] = []
         if koly.rsrc_fork_length:
-            self._read_fork(self._read(file, koly.rsrc_fork_offset, koly.rsrc_fork_length, end))
+            self._read_fork(self._read(file, koly.rsrc_fork_offset, koly.rsrc_fork_length))
         elif koly.xml_length:
-            self._read_plist(self._read(file, koly.xml_offset, koly.xml_length, end))
+            self._read_plist(self._read(file, koly.xml_offset, koly.xml_length))
         else:
             raise self._refused("it has neither a property list nor a resource fork")
         found = sorted(self._found)
@@ -142,8 +152,8 @@ class Chunks:
     def _refused(self, why: str) -> Error:
         return refused(self._name, "dmg: " + why)
 
-    def _read(self, file: Node, offset: int, length: int, end: int) -> bytes:
-        if length > MAX_TABLES or offset + length > end:
+    def _read(self, file: Node, offset: int, length: int) -> bytes:
+        if length > MAX_TABLES:
             raise self._refused("%d bytes of block tables at %#x" % (length, offset))
         return file.pread(offset, length)
 
