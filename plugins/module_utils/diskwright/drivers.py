@@ -215,8 +215,11 @@ FORMATS: dict[str, tuple[Callable[[], type[Node]], tuple[tuple[int, bytes], ...]
     "vmdk": (_vmdk, ((0, b"KDMV"), (0, b"COWD"), (0, b"#"), (0, b"version"), (0, b" "), (0, b"\xef\xbb\xbf"))),
 }
 
-# what a file of such a name is, whatever it holds, if its beginning says nothing; as in QEMU
+# what a file of such a name is, whatever it holds, if its beginning says nothing or STREAMS; as in QEMU
 SUFFIXES = {".dmg": "dmg"}
+
+# compressed streams, with which a part of an image of another format may begin as well
+STREAMS = ("bzip2", "gzip", "xz", "zstd")
 
 PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
     "file": _file,

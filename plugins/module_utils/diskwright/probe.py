@@ -21,24 +21,24 @@ def probe(file: Node, filename: str) -> str:
     """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError, WrongFormat."""
     head = file.pread(0, min(PROBE_SIZE, file.size))
     best = probe_head(head, filename)
-    return best if best != "raw" or not head else _probe_rest(file, filename, head)
+    return _probe_rest(file, filename, head, best) if head and (best == "raw" or best in drivers.STREAMS) else best
 
 
-def _probe_rest(file: Node, filename: str, head: bytes) -> str:
-    """The format of a file whose beginning says nothing, by its name and by its end."""
+def _probe_rest(file: Node, filename: str, head: bytes, best: str) -> str:
+    """The format of a file whose beginning says little, by its name and by its end; else what it said."""
     size = file.size
     for suffix, name in drivers.SUFFIXES.items():
         if filename.endswith(suffix):
             return name
     if head[510:512] == BOOT_SIGNATURE:  # a disk, whose guest may write at its end what it likes
-        return "raw"
+        return best
     for name, (load, magics) in drivers.FORMATS.items():
         for offset, magic in magics:
             if -size <= offset < 0:
                 tail = file.pread(size + offset, -offset)
                 if tail.startswith(magic) and load().probe_tail(tail, size):
                     return name
-    return "raw"
+    return best
 
 
 def probe_head(head: bytes, filename: str) -> str:
