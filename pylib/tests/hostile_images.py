@@ -214,6 +214,36 @@ def feature_names_hostile(path: Path) -> None:
     draft.save(path)
 
 
+def luks_header(**slot: int) -> bytes:
+    """A LUKS header that is whole, but for what `slot` says of key slot 0."""
+    fields = (b"LUKS\xba\xbe", 1, b"aes", b"xts-plain64", b"sha256", 4040, 64, bytes(20), bytes(32), 1000, b"uuid")
+    header = struct.pack(">6sH32s32s32sII20s32sI40s", *fields)
+    for number in range(8):
+        values = {"active": 0xDEAD if number else 0xAC71F3, "iterations": 1000, "offset": 8 + 504 * number, "stripes": 4000, **(slot if not number else {})}
+        header += struct.pack(">II32sII", values["active"], values["iterations"], bytes(32), values["offset"], values["stripes"])
+    return header
+
+
+def encrypted(name: str, header: bytes, offset: int = 6 * 4096, length: int = 4040 * 512) -> None:
+    """An image with a LUKS header at `offset`, `length` bytes long as the image has it."""
+
+    def make(path: Path) -> None:
+        draft = Draft(crypt_method=2)
+        draft.extension(0x0537BE77, struct.pack(">QQ", offset, length))
+        draft.put(6 * 4096, header)
+        draft.save(path)
+
+    ATTACKS["luks-" + name] = make
+
+
+encrypted("endless", luks_header(), length=MAX64)
+encrypted("behind-the-end", luks_header(), offset=1 << 62)
+encrypted("negative", luks_header(), offset=MAX64 - 4095)
+encrypted("iterations", luks_header(iterations=MAX32))
+encrypted("material-far-away", luks_header(offset=MAX32))
+encrypted("stripes", luks_header(stripes=MAX32))
+
+
 @attack
 def data_file_hostile_name(path: Path) -> None:
     draft = Draft(incompatible_features=4)
