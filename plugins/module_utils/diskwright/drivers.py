@@ -154,6 +154,12 @@ def _null_aio() -> type[Node]:
     return NullAio
 
 
+def _blklogwrites() -> type[Node]:
+    from .filters.blklogwrites import Blklogwrites
+
+    return Blklogwrites
+
+
 def _blkverify() -> type[Node]:
     from .filters.blkverify import Blkverify
 
@@ -188,6 +194,12 @@ def _throttle() -> type[Node]:
     from .filters.throttle import Throttle
 
     return Throttle
+
+
+def _vvfat() -> type[Node]:
+    from .protocols.vvfat import Vvfat
+
+    return Vvfat
 
 
 # name -> (loader, (offset, magic)...): probing loads a class, and asks its `probe`, only where one of its magics is found. Offsets below 0 count
@@ -226,9 +238,14 @@ PROTOCOLS: dict[str, Callable[[], type[Node]]] = {
     "host_device": _host_device,
     "null-co": _null_co,
     "null-aio": _null_aio,
+    "vvfat": _vvfat,
 }
 
+# What stands in front of a file name where it is not the driver's own name.
+PREFIXES = {"fat": "vvfat"}
+
 FILTERS: dict[str, Callable[[], type[Node]]] = {
+    "blklogwrites": _blklogwrites,
     "blkverify": _blkverify,
     "compress": _compress,
     "copy-on-read": _copy_on_read,
@@ -272,7 +289,7 @@ def lookup_protocol(name: str) -> type[Protocol]:
     """The class of the protocol `name`. Raises OptionError for anything that is no protocol."""
     from .node import Protocol
 
-    loader = PROTOCOLS.get(name)
+    loader = PROTOCOLS.get(PREFIXES.get(name, name))
     cls = loader() if loader else None
     if cls is None or not issubclass(cls, Protocol):
         raise OptionError("Unknown protocol '%s'" % name)
