@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from . import drivers
-from .errors import Denied, Error, OptionError, ReadOnly
+from .errors import Denied, Error, Locked, OptionError, ReadOnly
 from .node import ALL, Format, Node, OpenFlags, Protocol, cache_flags
 from .options import flatten, nest, parse_value, opt, split_pairs
 
@@ -298,7 +298,9 @@ class Graph:
         except Denied:
             raise
         except Error as exc:
-            raise prefixed("Could not open backing file: " if reference.role == "backing" else "", exc, node.filename) from exc
+            # a format locks its own file when it is opened; for a raw file it is the overlay that does, once all is open
+            late = isinstance(exc, Locked) and reference.format == "raw"
+            raise prefixed("Could not open backing file: " if reference.role == "backing" and not late else "", exc, node.filename) from exc
         except OSError as exc:
             what = "" if reference.protocol else "Could not open %s file: " % reference.role
             raise Error(
@@ -338,7 +340,7 @@ def parse_filename(filename: str) -> dict[str, Any]:
     if protocol is None:
         return {"file": {"driver": _file_driver(filename), "filename": filename}}
     cls = drivers.lookup(protocol) if protocol in drivers.PREFIXED else drivers.lookup_protocol(protocol)
-    return {"file": {"driver": protocol, **cls.parse_name(filename)}}
+    return {"file": {"driver": cls.driver, **cls.parse_name(filename)}}
 
 
 def with_driver(spec: Mapping[str, Any], format: str) -> dict[str, Any]:

@@ -569,11 +569,13 @@ class Format(Node):
 
     @classmethod
     def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        wanted = flags.permissions()[1]
         exclusive = ALL & ~(WRITE | RESIZE)
-        if role == "backing":
-            return flags.but(writable=False, resize=False, check=False, perm=CONSISTENT_READ, shared=ALL if flags.force_share else exclusive)
+        if role == "backing":  # it may be written by others if whoever uses the overlay has no objections
+            shared = ALL if flags.force_share or wanted & WRITE else exclusive
+            return flags.but(writable=False, resize=False, check=False, perm=CONSISTENT_READ, shared=shared)
         perm = (0 if flags.no_io else CONSISTENT_READ) | (WRITE | RESIZE if flags.writable else 0)
-        return flags.but(writethrough=False, perm=perm, shared=ALL if flags.force_share else exclusive)
+        return flags.but(writethrough=False, perm=perm, shared=ALL if flags.force_share else wanted & exclusive)
 
 
 class Protocol(Node):

@@ -114,8 +114,12 @@ def commit(
         from ..copy.overlay import commit as bring_down
 
         before = target.flags
-        exclusive = ALL & ~(WRITE | RESIZE)
-        target.change_flags(flags.but(no_flush=before.no_flush, perm=CONSISTENT_READ | WRITE | RESIZE, shared=exclusive))
+        for layer in top.layers():
+            if layer is target:
+                break
+            if layer is not top:  # what it holds will make no sense any more
+                layer.change_flags(layer.flags.but(shared=layer.flags.permissions()[1] & ~CONSISTENT_READ))
+        target.change_flags(flags.but(no_flush=before.no_flush, perm=CONSISTENT_READ | WRITE | RESIZE, shared=ALL & ~RESIZE))
         if target.size < top.size:
             target.truncate(top.size)
         try:
