@@ -264,7 +264,14 @@ def locators(*named: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     return entries, data
 
 
-def child(entries: list[Optional[int]], *named: tuple[bytes, bytes], parent: bytes = b"u" * 16, bitmaps: Optional[dict[int, bytes]] = None, **head: Any) -> bytes:
+def child(
+    entries: list[Optional[int]],
+    *named: tuple[bytes, bytes],
+    parent: bytes = b"u" * 16,
+    bitmaps: Optional[dict[int, bytes]] = None,
+    **head: Any,
+) -> bytes:
+    """A differencing image; `named` are the codes and names of its parent."""
     table, names = locators(*named)
     given = {"disk_type": DIFFERENCING, "unique_id": b"c" * 16, "size": 4 * BLOCK + 5 * SECTOR}
     data = image(entries, given, {"parent_unique_id": parent, "parent_locators": table, **head}, bitmaps)

@@ -187,7 +187,7 @@ class Parallels(BlockFormat):
         place = self.blocks.get(index) * self.unit
         if not place:
             return None
-        if place < self.table_end or place + self.block_size > max(self.end, self.file_end):
+        if place < self.table_end or place + self.block_size > self.end:
             raise self._outside(index, place)
         return place
 
