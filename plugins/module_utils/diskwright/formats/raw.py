@@ -74,6 +74,7 @@ class Raw(Format):
         self.zero_initialized = self.file.zero_initialized
         self.cluster_size = self.file.cluster_size
         self.dirty = self.file.dirty
+        self.opaque = self.file.opaque
 
     @property
     def size(self) -> int:
