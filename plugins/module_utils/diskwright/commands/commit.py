@@ -120,9 +120,9 @@ def commit(
             if layer is not top:  # what it holds will make no sense any more
                 layer.change_flags(layer.flags.but(shared=layer.flags.permissions()[1] & ~CONSISTENT_READ))
         target.change_flags(flags.but(no_flush=before.no_flush, perm=CONSISTENT_READ | WRITE | RESIZE, shared=ALL & ~RESIZE))
-        if target.size < top.size:
-            target.truncate(top.size)
         try:
+            if target.size < top.size:
+                target.truncate(top.size)
             bring_down(top, target, rate=rate, progress=progress)
             target.flush()
         except Error as exc:
