@@ -123,22 +123,40 @@ def _rewrite_header(image: Qcow2, change: Callable[[], object]) -> None:
 
 def _upgrade(image: Qcow2) -> None:
     """Version 2 to 3."""
-    from .snapshots import read_snapshots
-
     header = image.header
-    if header.nb_snapshots and any(len(entry.extra) < 16 for entry in read_snapshots(image)[0]):
-        raise Unsupported(
-            "the snapshot table must be completed before the image can be of version 3", filename=image.filename, hint="Use check -r all first."
-        )
+    old = header.snapshots_offset
+    snapshots_offset, clusters = _complete_snapshots(image)
 
     def change() -> None:
         header.version = 3
+        header.snapshots_offset = snapshots_offset
         header.header_length = 112
         header.additional = bytes(8)
         if header.cluster_size > FEATURE_NAMES_ABOVE:
             header.set_extension(layout.EXT_FEATURE_NAMES, layout.feature_name_table())
 
     _rewrite_header(image, change)
+    if snapshots_offset != old:
+        image.overlap.forget()
+        image.refcounts.give_back(old // image.cluster_size, clusters)
+
+
+def _complete_snapshots(image: Qcow2) -> tuple[int, int]:
+    """Write the snapshot table at another place if entries lack what version 3 demands; its offset, and the clusters of the old one."""
+    from .snapshots import pack_table, read_snapshots
+
+    header, size = image.header, image.cluster_size
+    snapshots, length = read_snapshots(image) if header.nb_snapshots else ([], 0)
+    if all(len(entry.extra) >= 16 for entry in snapshots):
+        return header.snapshots_offset, 0
+    table = pack_table(image, snapshots)
+    with image._lock:
+        offset = image.refcounts.allocate_whole(-(-len(table) // size)) * size
+        image.refcounts.write_back()
+        image.barrier()
+        image.file.write_hosted(offset, memoryview(table.ljust(-(-len(table) // size) * size, b"\0")))
+        image.barrier()
+    return offset, -(-length // size)
 
 
 def _downgrade(image: Qcow2, tell: Progress) -> None:

@@ -120,7 +120,7 @@ def read_directory(image: Qcow2, found: BitmapsExtension) -> list[tuple[BitmapEn
             raise _broken(image, "More bitmaps found than specified in header extension")
         if entry.extra_data_size:
             raise _broken(image, "Bitmap extra data is not supported")
-        name = raw[names : names + entry.name_size].decode("utf-8", "surrogateescape")
+        name = bytes(raw[names : names + entry.name_size]).split(b"\0")[0].decode("utf-8", "surrogateescape")
         if not _is_sound(image, entry):
             raise _broken(image, "Bitmap '%s' doesn't satisfy the constraints" % name)
         entries.append((entry, name))
@@ -212,7 +212,10 @@ def mark_in_use(image: Qcow2, bitmaps: BitmapSet, mark: int = IN_USE) -> None:
     are what they were."""
     found = extension(image.header)
     if found is not None and not all(bitmap.inconsistent for bitmap in bitmaps):
-        _write(image, found.bitmap_directory_offset, _directory(bitmaps, mark))
+        directory = _directory(bitmaps, mark)
+        if len(directory) != found.bitmap_directory_size:  # a name has a NUL byte, and what follows it is nobody's
+            raise _broken(image, "Can't update bitmap directory: Invalid argument")
+        _write(image, found.bitmap_directory_offset, directory)
         image.barrier()
 
 

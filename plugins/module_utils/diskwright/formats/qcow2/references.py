@@ -220,6 +220,7 @@ def write_snapshots(check: Check) -> None:
     old = header.snapshots_offset >> check.cluster_bits, -(-check.snapshots_size // check.cluster_size)
     image.forget_metadata()
     image.overlap.mask &= ~(SNAPSHOT_TABLE | INACTIVE_L1 | INACTIVE_L2)  # it would look for them in the table that is being mended
+    counted = 0 not in image.refcounts.values(*old)  # otherwise others may use it, or will
     offset = 0
     if table:
         offset = image.refcounts.allocate_whole(-(-len(table) // check.cluster_size)) << check.cluster_bits
@@ -228,14 +229,14 @@ def write_snapshots(check: Check) -> None:
     image.file.flush()
     header.nb_snapshots, header.snapshots_offset = len(check.snapshots), offset
     image.update_record()
-    image.refcounts.give_back(*old)
+    if counted:
+        image.refcounts.give_back(*old)
     image.refcounts.write_back()
     image.file.flush()
 
 
 def _mended(check: Check, snapshot: Snapshot) -> bytes:
     """A snapshot table entry with extra data of a size that is allowed."""
-    names_size = snapshot.id_size + snapshot.name_size
     extra_size = snapshot.extra_size if snapshot.extra_size <= MAX_SNAPSHOT_EXTRA else _SNAPSHOT_EXTRA_KNOWN
     at = snapshot.position + _SNAPSHOT.size
     extra = bytearray(check.read(at, extra_size))
@@ -243,8 +244,10 @@ def _mended(check: Check, snapshot: Snapshot) -> bytes:
         state_size = snapshot.fields[32:36] if len(extra) < 8 else b""
         extra += bytes(4) + state_size if state_size else b""
         extra += check.header.size.to_bytes(8, "big")
-    names = check.read(at + snapshot.extra_size, names_size)
-    data = snapshot.fields[:36] + len(extra).to_bytes(4, "big") + bytes(extra) + names
+    names = check.read(at + snapshot.extra_size, snapshot.id_size + snapshot.name_size)
+    id, name = (part.split(b"\0")[0] for part in (names[: snapshot.id_size], names[snapshot.id_size :]))
+    sizes = len(id).to_bytes(2, "big") + len(name).to_bytes(2, "big")
+    data = snapshot.fields[:12] + sizes + snapshot.fields[16:36] + len(extra).to_bytes(4, "big") + bytes(extra) + id + name
     return data + bytes(-len(data) % 8)
 
 

@@ -293,12 +293,17 @@ def load_snapshot(image: Qcow2, id: Optional[str], name: Optional[str]) -> None:
     image._size = size
 
 
-def _change_table(image: Qcow2, switch: Switch, snapshots: list[Snapshot], **values: int) -> None:
-    """Commit with another snapshot table."""
+def pack_table(image: Qcow2, snapshots: list[Snapshot]) -> bytes:
+    """The snapshot table as stored. Raises Error where it would be too long."""
     table = b"".join([_packed(image, entry) for entry in snapshots])
     if len(table) > MAX_SNAPSHOT_TABLE_SIZE:
         raise Error("File too large", filename=image.filename, errno=EFBIG)
-    offset = switch.store(table)
+    return table
+
+
+def _change_table(image: Qcow2, switch: Switch, snapshots: list[Snapshot], **values: int) -> None:
+    """Commit with another snapshot table."""
+    offset = switch.store(pack_table(image, snapshots))
     switch.give_up(image.header.snapshots_offset // image.cluster_size, -(-read_snapshots(image)[1] // image.cluster_size))
     switch.commit(nb_snapshots=len(snapshots), snapshots_offset=offset, **values)
 
@@ -306,7 +311,8 @@ def _change_table(image: Qcow2, switch: Switch, snapshots: list[Snapshot], **val
 def _packed(image: Qcow2, entry: Snapshot) -> bytes:
     """An entry as stored, with all extra data that version 3 knows."""
     implied = b"".join(number.to_bytes(8, "big") for number in (entry.vm_state_size, image.size, NO_ICOUNT))
-    extra = entry.extra + implied[len(entry.extra) // 8 * 8 :] if len(entry.extra) % 8 == 0 else entry.extra
+    known = min(len(entry.extra) // 8 * 8, len(implied))
+    extra = entry.extra if known == len(implied) else entry.extra[:known] + implied[known:]
     entry.extra_data_size, entry.id_str_size, entry.name_size = len(extra), len(entry.id), len(entry.name)
     data = entry.pack() + extra + entry.id + entry.name
     return data + bytes(-len(data) % 8)
