@@ -9,7 +9,8 @@ import os
 from . import _record
 from .diskwright.beside import beside
 from ._disk import observe as observe_disk
-from ._options import checked, joined, virtual_size
+from ._encryption import KEY, Address, Encryption
+from ._options import ENCRYPTION, checked, joined, virtual_size
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -26,14 +27,23 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
     if len(params["src"]) > 1 and params["up_to_date"] == "content":
         raise Refusal("up_to_date=content needs a single source")
     keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format")
-    options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt"))
+    from .diskwright.drivers import lookup_format
+
+    options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", *ENCRYPTION))
+    given = params["encryption"]
+    encryption = None if given is None else Encryption(given, lookup_format(params["format"]))
+    if encryption is None and params["format"] == "luks":
+        raise Refusal("%s: without encryption.passphrase a luks image cannot be created" % params["dest"])
+    if encryption is not None and params["compress"]:
+        raise Refusal("compress and encryption exclude each other: compressed data is not encrypted")
     size = virtual_size(params["size"])
     checksum = params["checksum"]
     if checksum is not None:
         _algorithm(checksum)
         if len(params["src"]) > 1:
             raise Refusal("checksum needs a single source")
-    return {**{key: params[key] for key in keys}, "options": options, "size": size, "checksum": checksum, "private": params["mode"] is not None}
+    want = {**{key: params[key] for key in keys}, "options": options, "size": size, "checksum": checksum, "encryption": encryption}
+    return {**want, "private": params["mode"] is not None}
 
 
 def _algorithm(checksum: str) -> str:
@@ -64,7 +74,8 @@ def _verify(path: str, checksum: str) -> None:
 
 def request(want: State) -> dict[str, Any]:
     """What of the wanted state decides what the destination looks like."""
-    return {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
+    form = {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
+    return form if want["encryption"] is None else {**form, "encrypted": True}
 
 
 def identities(want: State) -> list[dict[str, Any]]:
@@ -101,6 +112,8 @@ def observe(want: State) -> dict[str, Any]:
 def _difference_in_form(want: State, have: State) -> str:
     if want["format"] != have["format"]:
         return "it is a %s image" % have["format"]
+    if (want["encryption"] is None) != (have["encryption"] is None):
+        return "it is encrypted" if have["encryption"] else "it is not encrypted"
     for key, value in want["options"].items():
         present = have["options"].get(key)
         if present is not None and present != value:
@@ -126,8 +139,9 @@ def _difference_from_record(want: State) -> str:
 def _difference_in_content(want: State) -> str:
     from .diskwright.commands.compare import compare
 
-    source, dest = os.path.abspath(want["src"][0]), os.path.abspath(want["dest"])
-    result = compare(source, dest, format1=want["src_format"], format2=want["format"], force_share=True)
+    dest = Address(want["dest"], want["format"], want["encryption"])
+    formats = {"format1": want["src_format"], "format2": dest.arguments["format"]}
+    result = compare(os.path.abspath(want["src"][0]), dest.name, objects=dest.arguments["objects"], force_share=True, **formats)
     return "" if result.identical else "its content is different"
 
 
@@ -138,19 +152,22 @@ def plan(want: State, have: State) -> list[Step]:
     dest = want["dest"]
     if have["state"] == "present" and not want["replace"]:
         raise Refusal("%s exists, but %s: making it anew destroys it, and needs replace" % (dest, have["_reason"]))
-    argv = ["qemu-img", "convert", *(["-f", want["src_format"]] if want["src_format"] else []), "-O", want["format"]]
+    encryption = want["encryption"]
+    argv = ["qemu-img", "convert", *(encryption.words(KEY) if encryption else [])]
+    argv += [*(["-f", want["src_format"]] if want["src_format"] else []), "-O", want["format"]]
     if want["compress"]:
         argv.append("-c")
     if want["backing_file"]:
         argv += ["-B", want["backing_file"], "-F", want["backing_format"]]
-    options = joined(want["options"])
+    options = joined({**want["options"], **(encryption.creation_options() if encryption else {})})
     if options:
         argv += ["-o", options]
     change = {"state": "present", "format": want["format"], "backing_file": want["backing_file"], "current": True, "_reason": ""}
     more = []
     if want["size"] is not None:
         change["size"] = want["size"]
-        more.append(["qemu-img", "resize", "-f", want["format"], dest, str(want["size"])])
+        address = Address(dest, want["format"], encryption)
+        more.append(["qemu-img", "resize", *address.words, address.operand, str(want["size"])])
     return [Step("convert", dest, have["_reason"], [*argv, *want["src"], dest], change, lambda: _run(want, options), more)]
 
 
@@ -174,9 +191,11 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
             backing=want["backing_file"],
             backing_format=want["backing_format"],
             target_cache="writeback" if temporary == dest else "unsafe",
+            objects=want["encryption"].objects if want["encryption"] else None,
         )
         if want["size"] is not None:
-            resize(temporary, want["size"], format=want["format"])
+            address = Address(temporary, want["format"], want["encryption"])
+            resize(address.name, want["size"], **address.arguments)
         if identities(want) != sources:
             raise Refusal("%s was changed while it was being converted" % ", ".join(want["src"]))
         if temporary != dest:

@@ -20,18 +20,25 @@ if TYPE_CHECKING:
 
 KEY, OLD_KEY = "key", "old-key"  # ids of secrets
 HIDDEN = "(not shown)"
-ARGUMENT: dict[str, Any] = {
+NEW_IMAGE: dict[str, Any] = {
     "type": "dict",
     "options": {
         "passphrase": {"type": "str", "no_log": True},
         "passphrase_file": {"type": "path", "no_log": False},
+    },
+    "mutually_exclusive": [("passphrase", "passphrase_file")],
+    "required_one_of": [("passphrase", "passphrase_file")],
+}
+ANY_IMAGE: dict[str, Any] = {
+    **NEW_IMAGE,
+    "options": {
+        **NEW_IMAGE["options"],
         "old_passphrase": {"type": "str", "no_log": True},
         "old_passphrase_file": {"type": "path", "no_log": False},
         "erase_old": {"type": "bool", "default": False},
         "keyslot": {"type": "int", "no_log": False},
     },
-    "mutually_exclusive": [("passphrase", "passphrase_file"), ("old_passphrase", "old_passphrase_file")],
-    "required_one_of": [("passphrase", "passphrase_file")],
+    "mutually_exclusive": [*NEW_IMAGE["mutually_exclusive"], ("old_passphrase", "old_passphrase_file")],
 }
 
 
@@ -45,10 +52,10 @@ class Encryption:
         if self.prefix + "key-secret" not in fields:
             raise Refusal("the %s format has no encryption" % cls.driver)
         self.objects = _secret(KEY, params["passphrase"], params["passphrase_file"])
-        self.objects.update(_secret(OLD_KEY, params["old_passphrase"], params["old_passphrase_file"]))
+        self.objects.update(_secret(OLD_KEY, params.get("old_passphrase"), params.get("old_passphrase_file")))
         self.old = OLD_KEY in self.objects
-        self.erase_old = params["erase_old"]
-        self.keyslot = params["keyslot"]
+        self.erase_old = params.get("erase_old", False)
+        self.keyslot = params.get("keyslot")
         if self.erase_old and not self.old:
             raise Refusal("encryption: erase_old needs old_passphrase or old_passphrase_file")
         if self.keyslot is not None and not 0 <= self.keyslot < 8:
@@ -84,13 +91,15 @@ class Address:
         if encryption is None:
             self.words, self.operand = ["-f", format], path
             self.name = os.path.abspath(path)
-            self.arguments: dict[str, Any] = {"format": format}
+            self.arguments: dict[str, Any] = {"format": format, "objects": None}
             return
-        text = "driver=%s,%skey-secret=%s,file.filename=" % (format, encryption.prefix, opened_by)
+        from .diskwright.json_text import dumps
+
+        key = encryption.prefix + "key-secret"
         self.words = [*encryption.words(opened_by, *also), "--image-opts"]
-        self.operand = text + path.replace(",", ",,")
-        self.name = text + os.path.abspath(path).replace(",", ",,")
-        self.arguments = {"image_opts": True, "objects": encryption.objects}
+        self.operand = "driver=%s,%s=%s,file.filename=%s" % (format, key, opened_by, path.replace(",", ",,"))
+        self.name = "json:" + dumps({"driver": format, key: opened_by, "file": {"driver": "file", "filename": os.path.abspath(path)}})
+        self.arguments = {"format": None, "objects": encryption.objects}
 
 
 def observe(node: Format, encryption: Optional[Encryption]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     from .diskwright.node import Format
 
-OWN = ("size", "backing_file", "backing_fmt", "preallocation", "key-secret", "encrypt.key-secret", "encrypt.format", "encryption")
+ENCRYPTION = ("key-secret", "encrypt.key-secret", "encrypt.format", "encryption")  # what the parameter encryption stands for
+OWN = ("size", "backing_file", "backing_fmt", "preallocation", *ENCRYPTION)  # what disk_image has parameters for
 _COMPAT = {"v2": "0.10", "0.1": "0.10", "v3": "1.1"}  # spellings of one value (0.1 is YAML's 0.10), and the one that info shows
 
 

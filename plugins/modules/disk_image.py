@@ -40,6 +40,7 @@ options:
       - The virtual size in bytes, rounded up to a whole number of 512-byte sectors. The suffixes V(k), V(M), V(G), V(T), V(P) and V(E)
         count in 1024s.
       - Without it a new image takes the size of its backing file, and an existing one keeps its own.
+      - What is added to an image reads as zeroes, but as noise in one of the format V(luks).
     type: str
   allow_shrink:
     description: Whether an image may be made smaller, which destroys what lies beyond the new end.
@@ -232,7 +233,7 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._encryption import ARGUMENT as ENCRYPTION  # noqa: E402
+from ..module_utils._encryption import ANY_IMAGE  # noqa: E402
 from ..module_utils._disk import exists, observe, plan, wanted  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
@@ -252,7 +253,7 @@ ARGUMENTS = {
     "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
     "options": {"type": "dict"},
     "allow_data_file_change": {"type": "bool", "default": False},
-    "encryption": ENCRYPTION,
+    "encryption": ANY_IMAGE,
 }
 
 

@@ -51,6 +51,7 @@ options:
     description:
       - The virtual size of O(dest), with the suffixes V(k), V(M), V(G), V(T), V(P) and V(E) that count in 1024s. It must not be smaller
         than that of O(src), which is the default.
+      - What is added reads as zeroes, but as noise in an image of the format V(luks).
     type: str
   compress:
     description: Whether to compress the data.
@@ -64,6 +65,22 @@ options:
   backing_format:
     description: The format of O(backing_file).
     type: str
+  encryption:
+    description:
+      - Makes O(dest) an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside. Excludes O(compress).
+      - The passphrase of a destination that is left alone may be another one. M(diskwright.images.disk_image) changes it.
+      - No passphrase is ever shown, be it in a plan, a result or a message.
+      - It takes the Python package C(cryptography) or C(diskwright-accel), or the library libgcrypt, on the managed node.
+    type: dict
+    suboptions:
+      passphrase:
+        description: The passphrase. Keep it in a vault.
+        type: str
+      passphrase_file:
+        description:
+          - A file on the managed node that holds the passphrase and nothing else.
+          - The end of a line belongs to the passphrase, as it does for qemu-img.
+        type: path
   up_to_date:
     description:
       - V(source) looks at a record that is kept with the destination (in an extended attribute, or in a hidden file beside it). The
@@ -108,6 +125,14 @@ EXAMPLES = r"""
     format: raw
     replace: true
 
+- name: An encrypted copy
+  diskwright.images.image_convert:
+    src: /srv/incoming/disk.raw
+    dest: /var/lib/images/secret.luks
+    format: luks
+    encryption:
+      passphrase_file: /etc/keys/secret
+
 - name: Only if the content is different
   diskwright.images.image_convert:
     src: /srv/incoming/disk.raw
@@ -142,6 +167,7 @@ diskwright:
 
 from ..module_utils._conversion import observe, plan, wanted  # noqa: E402
 from ..module_utils._disk import observe as observe_disk  # noqa: E402
+from ..module_utils._encryption import NEW_IMAGE  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
 ARGUMENTS = {
@@ -155,6 +181,7 @@ ARGUMENTS = {
     "compress": {"type": "bool", "default": False},
     "backing_file": {"type": "str"},
     "backing_format": {"type": "str"},
+    "encryption": NEW_IMAGE,
     "up_to_date": {"type": "str", "choices": ["source", "content", "exists"], "default": "source"},
     "replace": {"type": "bool", "default": False},
 }

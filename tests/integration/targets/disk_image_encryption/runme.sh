@@ -8,7 +8,7 @@ printf %s "battery $RANDOM staple" > "$directory/first"
 printf %s "wrong, $RANDOM horse" > "$directory/second"
 set -x
 export ENCRYPTION_DIRECTORY=$directory
-ansible-playbook encryption.yml -i ../../inventory --diff -vvv > "$directory/log" 2>&1 || { tail -n 40 "$directory/log"; exit 1; }
+ansible-playbook encryption.yml -i ../../inventory --diff -vvv > "$directory/log" 2>&1 || { grep -A 20 '^fatal\|^failed' "$directory/log"; exit 1; }
 grep 'failed=0' "$directory/log"
 grep -q VALUE_SPECIFIED_IN_NO_LOG_PARAMETER "$directory/log"  # so the parameters are there
 set +x

@@ -117,7 +117,8 @@ CONVERTED = """
 import sys
 from ansible_collections.diskwright.images.plugins.module_utils import _conversion
 want = _conversion.wanted({"src": [sys.argv[1]], "dest": sys.argv[2], "src_format": "raw", "format": "qcow2", "compress": True,
-    "up_to_date": "source", "replace": True, "backing_file": None, "backing_format": None, "options": {}, "size": None, "checksum": None, "mode": None})
+    "up_to_date": "source", "replace": True, "backing_file": None, "backing_format": None, "options": {}, "size": None, "checksum": None, "mode": None,
+    "encryption": None})
 for step in _conversion.plan(want, _conversion.observe(want)):
     step.run()
 """

@@ -9,10 +9,14 @@ import random
 import pytest
 
 from ansible_collections.diskwright.images.plugins.module_utils import _conversion, _repair
+from ansible_collections.diskwright.images.plugins.module_utils._encryption import Encryption
 from ansible_collections.diskwright.images.plugins.module_utils._options import as_text, checked, joined, virtual_size
 from ansible_collections.diskwright.images.plugins.module_utils._plan import Refusal, after
 from ansible_collections.diskwright.images.plugins.module_utils._runner import failure
+from ansible_collections.diskwright.images.plugins.module_utils.diskwright.drivers import lookup_format
 from ansible_collections.diskwright.images.plugins.module_utils.diskwright.errors import Corrupt, OptionError
+
+SECRET = "correct horse"
 
 
 def conversions():
@@ -32,6 +36,7 @@ def conversions():
             "up_to_date": rng.choice(["source", "content", "exists"]),
             "replace": rng.random() < 0.5,
             "private": False,
+            "encryption": rng.choice([None, Encryption({"passphrase": SECRET, "passphrase_file": None}, lookup_format("qcow2"))]),
         }
         current = rng.random() < 0.3
         have = {"state": "present" if current else rng.choice(["present", "absent"]), "current": current, "_reason": "" if current else "it is old"}
@@ -52,6 +57,8 @@ def test_a_conversion_happens_where_it_must_and_never_unasked():
             done += 1
             assert step.argv[:2] == ("qemu-img", "convert") and step.argv[-1] == "/images/dest"
             assert ("resize" in step.line()) == (want["size"] is not None)
+            assert ("encrypt.format=luks,encrypt.key-secret=key" in step.line()) == (want["encryption"] is not None)
+            assert SECRET not in step.line() + repr((want, have, _conversion.request(want)))
     assert done > 300
 
 
