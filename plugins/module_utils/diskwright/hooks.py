@@ -14,7 +14,7 @@ from .errors import Error, Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, ClassVar, Iterable, Mapping, Optional, Sequence
+    from typing import Any, Callable, ClassVar, Iterable, Iterator, Mapping, Optional, Sequence
 
     from .bitmaps import BitmapSet
     from .tally import CheckResult
@@ -197,6 +197,7 @@ class Hooks:
     supports_backing: bool = False  # a class says it for all of its images, where they are not of two kinds
     supports_compression: bool = False
     needs_compression: bool = False  # it takes whole units, compressed, and nothing else
+    streamed: bool = False  # `unpack` gives its content from the beginning to the end, and that is how it is read best
     creatable: ClassVar[bool] = False
     plain: ClassVar[bool] = False  # of a format: creating the file is all there is to creating an image
     amend_options: ClassVar[Optional[type[Options]]] = None  # what amend takes; None: nothing can be amended
@@ -281,6 +282,10 @@ class Hooks:
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
         """Fill `view` with bytes that this node hosts; zeroes beyond the end."""
+        raise NotImplementedError(self.driver)
+
+    def unpack(self) -> Iterator[bytes]:
+        """Of what is `streamed`: all bytes, in order and in pieces."""
         raise NotImplementedError(self.driver)
 
     def _pwrite(self, host_offset: int, view: memoryview) -> None:

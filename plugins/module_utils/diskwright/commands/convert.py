@@ -18,7 +18,7 @@ from .spec import FLAG, VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Mapping, Optional, Sequence
+    from typing import Any, Callable, Iterator, Mapping, Optional, Sequence, Union
 
     from ..bitmaps import Bitmap
     from ..graph import OpenPolicy
@@ -312,11 +312,15 @@ def convert(
         target_format = target_format or "raw"
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
+        feed: Union[int, Iterator[bytes], None] = inlet
+        if len(nodes) == 1 and nodes[0].streamed and target_format in GROWING and not no_create and backing is None:
+            if "preallocation" not in (options or ""):
+                feed = nodes[0].unpack()
         if outlet is not None:
             if target_format == "raw" and (options or compress) or backing is not None or no_create:
                 raise OptionError("%s: a pipe takes a raw image, and no options" % target)
             if target_format == "raw":
-                _send(nodes, inlet, outlet, target, settings)
+                _send(nodes, feed, outlet, target, settings)
                 return
             if not nodes:
                 raise OptionError("%s: nobody knows how large an image becomes that comes from a pipe" % target)
@@ -326,7 +330,8 @@ def convert(
             return
         chosen = None
         if not no_create:
-            chosen = _creation(target_format, target, options, sum(node.size for node in nodes), backing, backing_format)
+            size = sum(node.size for node in nodes) if feed is None else 0
+            chosen = _creation(target_format, target, options, size, backing, backing_format)
             chosen.objects = graph.objects
             backing = chosen.values.get("backing_file")
             _check_creation(chosen, target, len(sources), compress)
@@ -336,8 +341,8 @@ def convert(
                 output.create(chosen, nodes, "converting %s" % target_format)
             secrets = chosen.secrets() if chosen is not None else {}
             with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
-                if inlet is not None:
-                    receive(inlet, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
+                if feed is not None:
+                    receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
                     if bitmaps and not node.stores_bitmaps:
                         raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
@@ -354,6 +359,7 @@ def convert(
                 os.close(descriptor)
 
 
+GROWING = ("raw", "qcow2")  # formats of images that can be made while nobody knows yet how large they become
 CHAINED = "Having a backing file for the target makes no sense when concatenating multiple input images"
 
 
@@ -487,10 +493,10 @@ def _fill(node: Node, nodes: Sequence[Node], fresh: bool, overlay: bool, target_
     copy(nodes, node, target_is_zero=target_is_zero or known, own=overlay, **settings)
 
 
-def _send(nodes: Sequence[Node], inlet: Optional[int], outlet: int, name: str, settings: Mapping[str, Any]) -> None:
+def _send(nodes: Sequence[Node], feed: Union[int, Iterator[bytes], None], outlet: int, name: str, settings: Mapping[str, Any]) -> None:
     """Write the sources into a pipe."""
     with Outlet(outlet, name) as node:
-        if inlet is not None:
-            receive(inlet, node, sparse_size=0, progress=settings["progress"])
+        if feed is not None:
+            receive(feed, node, sparse_size=0, progress=settings["progress"])
         else:
             copy(nodes, node, **{**settings, "sparse_size": 0, "copy_range": False, "threads": 1, "ordered": True})

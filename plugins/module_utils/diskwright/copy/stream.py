@@ -15,7 +15,7 @@ from .transfer import SECTOR, SPARSE_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterable, Optional
+    from typing import Callable, Iterable, Iterator, Optional, Union
 
     from ..node import Node
 
@@ -61,14 +61,14 @@ class Outlet(Protocol):
 
 
 def receive(
-    descriptor: int,
+    source: Union[int, Iterator[bytes]],
     target: Node,
     *,
     sparse_size: int = SPARSE_SIZE,
     compress: bool = False,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> int:
-    """Write all that comes out of `descriptor` to the new image `target`, which grows with it; the bytes that came.
+    """Write all that comes out of `source` (a descriptor, or pieces) to the new image `target`, which grows with it; the bytes that came.
 
     The size is rounded up to 512. `progress` is called with (bytes done, bytes done): nobody knows what is still to come.
     Raises Error as `copy` does.
@@ -80,9 +80,10 @@ def receive(
     unit = max(target.allocation_unit, target.cluster_size if compress else 1)
     grain = -(-max(sparse_size, 1) // unit) * unit
     buffer = memoryview(bytearray(max(BUFFER // unit, 1) * unit))
+    rest = bytearray()  # what did not fit into the last buffer
     offset = 0
     while True:
-        count = _fill(descriptor, buffer, offset)
+        count = _fill(source, buffer, offset) if isinstance(source, int) else _fill_from(source, rest, buffer, offset)
         if not count:
             return offset
         length = -(-count // SECTOR) * SECTOR
@@ -113,4 +114,20 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
         if not done:
             break
         count += done
+    return count
+
+
+def _fill_from(pieces: Iterator[bytes], rest: bytearray, buffer: memoryview, offset: int) -> int:
+    """The same from pieces; what is left of the last one is kept in `rest`."""
+    while len(rest) < len(buffer):
+        try:
+            piece = next(pieces, b"")
+        except (Error, OSError) as exc:
+            raise failure("error while reading at byte", offset + len(rest), exc) from exc
+        if not piece:
+            break
+        rest += piece
+    count = min(len(rest), len(buffer))
+    buffer[:count] = rest[:count]
+    del rest[:count]
     return count
