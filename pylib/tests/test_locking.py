@@ -17,6 +17,7 @@ from typing import Callable, NamedTuple, Optional
 import pytest
 
 from diskwright.commands.create import create
+from diskwright.commands.convert import convert
 from diskwright.errors import Error, Locked
 from diskwright.graph import Graph, open_image
 from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
@@ -188,6 +189,10 @@ def test_we_keep_off_a_running_guest_and_name_it(daemon: subprocess.Popen[str], 
         assert caught.value.holder == "qemu-storage-da (process %d)" % daemon.pid
     with pytest.raises(Locked):
         File.create_file("qcow2", File.create_options(size=0), CREATING)
+    for no_create in (False, True):
+        with pytest.raises(Locked) as caught:
+            convert(["raw"], "qcow2", format="raw", target_format="qcow2", no_create=no_create)
+        assert caught.value.filename == "qcow2" and caught.value.holder == "qemu-storage-da (process %d)" % daemon.pid
     with open_image("overlay", "qcow2", OpenFlags(force_share=True)) as node:
         assert node.size == 1 << 20
     assert qemu("qemu-img", "check", "-U", "qcow2").returncode == 0

@@ -308,8 +308,7 @@ def convert(
         _check_sources(nodes, len(sources), format, snapshot, bitmaps)
         if len(sources) > 1 and backing is not None:
             raise OptionError(CHAINED)
-        spec.check_one_image_form(target_image_opts, target_format)
-        target_format = target_format or "raw"
+        named_format, target_format = target_format, target_format or "raw"
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
         feed: Union[int, Iterator[bytes], None] = inlet
@@ -336,6 +335,9 @@ def convert(
             backing = chosen.values.get("backing_file")
             _check_creation(chosen, target, len(sources), compress)
         writable = OpenFlags(writable=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
+        if target_is_zero and backing is not None:
+            raise OptionError("Cannot use --target-is-zero when the destination image has a backing file")
+        spec.check_one_image_form(target_image_opts, named_format)
         with Output(target, atomic and chosen is not None) as output:
             if chosen is not None:
                 output.create(chosen, nodes, "converting %s" % target_format)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from ..errors import Error, OptionError
-from ..graph import identity, parse_filename
+from ..graph import identity, parse_filename, prefixed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ class Output:
         except Error as exc:
             if self._beside is None:
                 raise
-            again = Error(str(exc).replace(self.path, self.filename), filename=self.filename, errno=exc.errno, hint=exc.hint)
-            raise again from exc
+            raise self._retold(exc, str(exc).replace(self.path, self.filename)) from exc
 
     def _spare(self, sources: Iterable[Node]) -> None:
         """Raise Error if the image would take the place of a file that is being read."""
@@ -111,7 +110,14 @@ class Output:
     def named(self, exc: Error, words: str) -> Error:
         """The error of an image, under the name that the user knows."""
         text = str(exc).replace(self.path, self.filename) if self._beside is not None else str(exc)
-        return Error("%s: %s%s" % (self.filename, words, text), filename=self.filename, offset=exc.offset, errno=exc.errno, hint=exc.hint)
+        return self._retold(exc, "%s: %s%s" % (self.filename, words, text))
+
+    def _retold(self, exc: Error, text: str) -> Error:
+        """The same error, of its class and with all that it knows, in other words and about the image."""
+        again = prefixed("", exc, self.filename)
+        again.filename = self.filename
+        again.args = (text,)
+        return again
 
 
 def _local_path(filename: str) -> str:
