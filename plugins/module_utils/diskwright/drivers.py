@@ -289,7 +289,7 @@ def lookup_protocol(name: str) -> type[Protocol]:
     """The class of the protocol `name`. Raises OptionError for anything that is no protocol."""
     from .node import Protocol
 
-    loader = PROTOCOLS.get(PREFIXES.get(name, name))
+    loader = None if name in PREFIXES.values() else PROTOCOLS.get(PREFIXES.get(name, name))
     cls = loader() if loader else None
     if cls is None or not issubclass(cls, Protocol):
         raise OptionError("Unknown protocol '%s'" % name)

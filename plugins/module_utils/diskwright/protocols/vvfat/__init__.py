@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from bisect import bisect_right
 
 from ...errors import OptionError, ReadOnly
@@ -136,8 +137,6 @@ class Vvfat(Protocol):
 
     def _read_file(self, item: Item, offset: int, view: memoryview) -> None:
         """A part of a file; what it does not have (any more) is zero."""
-        import os
-
         length = max(0, min(len(view), item.size - offset))
         done = 0
         with self._lock:
@@ -149,8 +148,6 @@ class Vvfat(Protocol):
                 done += count
 
     def _descriptor(self, path: str) -> int:
-        import os
-
         found = self._files.get(path)
         if found is None:
             if len(self._files) >= OPEN_FILES:
@@ -160,8 +157,6 @@ class Vvfat(Protocol):
 
     def close_files(self) -> None:
         """Close what is open in the directory."""
-        import os
-
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
@@ -176,6 +171,21 @@ class Vvfat(Protocol):
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
         self._check_range(host_offset, len(view))
         self.overlay.write(host_offset, view)
+
+    def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
+        from .layout import SECTOR
+
+        start, end = -(-offset // SECTOR) * SECTOR, (offset + length) // SECTOR * SECTOR
+        if self.overlay is None or start >= end:
+            return offset, 0
+        self.overlay.zero(start, end - start)
+        return start, end - start
+
+    def preload(self) -> None:
+        from . import layout, names
+
+        del layout, names
+        super().preload()
 
     def _flush(self) -> None:
         if self.overlay is not None:

@@ -245,8 +245,7 @@ class Layout:
         item.count = -(-length // geometry.cluster_size)
         item.first = len(self._fat) if item.count else 0
         if len(self._fat) + item.count > geometry.clusters + 2:
-            size = geometry.total * SECTOR / 1000000.0
-            raise Error("Directory does not fit in FAT%d (capacity %.2f MB)" % (geometry.bits, size))
+            raise Error("Directory does not fit in FAT%d (capacity %.2f MB)" % (geometry.bits, geometry.volume / 2000.0))
         if item.count:
             self._fat.extend(range(item.first + 1, item.first + item.count))
             self._fat.append(geometry.end_mark)

@@ -32,6 +32,7 @@ class Overlay:
         self._disk = disk
         self._store = tempfile.TemporaryFile()  # noqa: SIM115 (closed by forget)
         sectors = disk.layout.geometry.total
+        os.ftruncate(self._store.fileno(), sectors * SECTOR)
         self._written = bytearray(sectors)
         self._fresh = bytearray(sectors)  # written since the directory was last brought up to date
         self._tree = disk.layout.tree
@@ -66,6 +67,15 @@ class Overlay:
             done = 0
             while done < len(view):
                 done += os.pwrite(self._store.fileno(), view[done:], first * SECTOR + done)
+            self._written[first:last] = self._fresh[first:last] = b"\1" * (last - first)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make whole sectors zero; those that were never written take no room for it."""
+        first, last = offset // SECTOR, (offset + length) // SECTOR
+        with self._disk._lock:
+            for low, high in _runs(self._written, first, last):
+                for start in range(low * SECTOR, high * SECTOR, CHUNK):
+                    os.pwrite(self._store.fileno(), bytes(min(CHUNK, high * SECTOR - start)), start)
             self._written[first:last] = self._fresh[first:last] = b"\1" * (last - first)
 
     def _bytes(self, offset: int, length: int) -> bytes:
@@ -130,15 +140,21 @@ class Overlay:
         self._disk.set_regions(self._regions(tree, chains))
 
     def _is_same(self, item: Item, before: Optional[Item], chain: list[int]) -> bool:
-        """Whether a file needs not be written: it lies where it lay, and nothing of it was."""
-        if before is None or before.children is not None or before.size != item.size or self._chains[item.path] != chain:
+        """Whether a file needs not be written: it lies where it lay, and nothing of it was written; or it has the same content all the same."""
+        if before is None or before.children is not None or before.size != item.size:
             return False
-        geometry = self._disk.layout.geometry
-        for cluster in chain:
-            first = geometry.place(cluster) // SECTOR
-            if self._fresh.find(1, first, first + geometry.cluster) >= 0:
-                return False
+        if self._chains[item.path] == chain and not any(self._is_fresh(cluster) for cluster in chain):
+            return True
+        with open(before.path, "rb") as stream:
+            for _offset, length, place in self._pieces(chain, item.size):
+                if stream.read(length) != self._bytes(place, length):
+                    return False
         return True
+
+    def _is_fresh(self, cluster: int) -> bool:
+        geometry = self._disk.layout.geometry
+        first = geometry.place(cluster) // SECTOR
+        return self._fresh.find(1, first, first + geometry.cluster) >= 0
 
     def _write_file(self, item: Item, chain: list[int], before: Optional[Item], number: int) -> str:
         """Write the content of a file under a name that it does not keep."""
