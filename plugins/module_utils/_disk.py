@@ -58,7 +58,7 @@ def observe(path: str, want: Optional[State] = None) -> dict[str, Any]:
             **_encryption.observe(node, want["encryption"] if want and node.driver == want["format"] else None),
         }
         if want:
-            bitmaps = node.bitmaps()
+            bitmaps = node.bitmaps() if want["options"].get("compat") == "0.10" else None
             have.update(_backing.observe(path, node, want), _amendable=amendable(node), _bitmaps=bool(bitmaps and bitmaps.all))
         return have
 

@@ -118,7 +118,8 @@ def observe(node: Format, encryption: Optional[Encryption]) -> dict[str, Any]:
         have["key_slots"] = sum(1 for slot in details["slots"] if slot["active"])
     if encryption is not None:
         have["_slots"] = node.key_slots(SecretRef(KEY, encryption.objects))
-        have["_old_slots"] = node.key_slots(SecretRef(OLD_KEY, encryption.objects)) if encryption.old else []
+        matters = encryption.old and (encryption.erase_old or not have["_slots"])
+        have["_old_slots"] = node.key_slots(SecretRef(OLD_KEY, encryption.objects)) if matters else []
     return have
 
 

@@ -103,6 +103,8 @@ options:
       - Makes an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside, and opens an existing one.
       - An image that is not encrypted cannot become so in place, and is refused.
       - No passphrase is ever shown, be it in a plan, a result or a message.
+      - That a passphrase opens an image is verified each time, which takes as long as the image was made to take, 2 seconds for each
+        key slot in use if nothing else was said. C(iter-time) and C(encrypt.iter-time) in O(options) say it in milliseconds.
       - It takes the Python package C(cryptography) or C(diskwright-accel), or the library libgcrypt, on the managed node.
     type: dict
     suboptions:
