@@ -14,6 +14,8 @@ from subjects import CHECKED, SECTOR, Image, K, M, Subject, patches, qemu_check
 
 CRASHES = [
     Subject("vdi", "vdi", size=5 * M + SECTOR),
+    Subject("vmdk", "vmdk", size=2 * M + SECTOR),
+    Subject("vmdk-zero", "vmdk", {"zeroed_grain": True}, size=2 * M + SECTOR),
     Subject("vpc", "vpc", {"force_size": True}, size=5 * M + SECTOR),
     Subject("parallels", "parallels", {"cluster_size": 4 * K}, size=90 * K + SECTOR),
     Subject("parallels-1M", "parallels", size=5 * M + SECTOR),
@@ -69,7 +71,7 @@ def test_a_crash_leaves_old_or_new(tmp_path: Path, subject: Subject, orderly: bo
             values = {state[at : at + SECTOR] for state in states}
             assert found[at : at + SECTOR] in values, "after request %d, sector %d is neither old nor new" % (position, at // SECTOR)
         expected = bytearray(found)
-        with image.open() as node:
+        with image.open(no_flush=True) as node:  # the disk has nothing to do with it
             for offset in range(0, node.size, max(node.size // 9, SECTOR)):
                 node.pwrite(offset, b"on it goes"[: node.size - offset])
                 expected[offset : offset + 10] = b"on it goes"[: node.size - offset]
