@@ -14,11 +14,15 @@ import pytest
 from damage import attempt, edges, little_memory, with_field
 from samples import sample
 from side_by_side import Outcome, ours, same, theirs
+from test_protocol_device import PlainDevice
 from vhdx_images import BAT, DATA, HEADER_FIELDS, ITEM_FIELDS, LOG, METADATA, REGION_FIELDS, Draft, K, M, differencing, entry, page, zeroes
 
 import diskwright
+from diskwright.formats.vhdx import Vhdx
 from diskwright.graph import Graph, OpenPolicy
 from diskwright.hooks import OpenFlags
+from diskwright.node import Node
+from diskwright.protocols.file import FileOptions
 
 sys.path.append(str(Path(__file__).parent / "conformance"))
 from recorder import Recorder, after_crash
@@ -443,3 +447,35 @@ def test_parents_that_are_none(tmp_path: Path) -> None:
             struct.pack_into("<Q", table, 8 * places[0], places[1])
             broken.pieces[3 * M] = bytes(table)
             attempt(path, "vhdx", broken.build())
+
+
+def on_device(path: Path, options: str, size: int) -> Node:
+    """A new image on a device, open for writing."""
+    writable = OpenFlags(writable=True, resize=True)
+
+    def device() -> PlainDevice:
+        return PlainDevice(FileOptions.from_mapping({"filename": str(path)}), writable)
+
+    record = Vhdx.create_options.from_mapping({"size": size, **dict(option.split("=") for option in options.split(","))})
+    with device() as file:
+        Vhdx.create(file, record)
+    return Graph().open_spec({"driver": "vhdx", "file": device()}, writable)
+
+
+def test_devices(tmp_path: Path) -> None:
+    """On a device full of noise there is an image that reads as zeroes, and its blocks come behind one another."""
+    path = tmp_path / "disk"
+    for options in ("block_size=1M", "block_size=1M,block_state_zero=off", "subformat=fixed"):
+        path.write_bytes(random.Random(1).randbytes(12 * M))
+        with on_device(path, options, 3 * M) as node:
+            assert node.pread(0, 3 * M) == bytes(3 * M)
+            node.pwrite(M + 5, b"new")
+            assert node.pread(0, 3 * M) == bytes(M + 5) + b"new" + bytes(2 * M - 8)
+        assert path.stat().st_size == 12 * M
+        same("check disk", tmp_path)
+    with pytest.raises(diskwright.Error, match="no room for an image"):
+        on_device(path, "subformat=fixed", 5 * M)
+    with on_device(path, "block_size=4M", 12 * M) as node:
+        node.pwrite(0, b"x" * 5 * M)
+        with pytest.raises(diskwright.Error, match="no room for block 2"):
+            node.pwrite(11 * M, b"z")

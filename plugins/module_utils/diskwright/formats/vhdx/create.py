@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 
 from ...blockmap import little_endian
-from ...errors import OptionError
+from ...errors import Error, OptionError
 from . import layout
 from .bat import FULLY_PRESENT, ZERO
 from .layout import FileParameters, Header, K, M, MetadataEntry, MetadataTable, RegionEntry, RegionTable, bat_entries, new_guid, pack_header, with_checksum
@@ -63,7 +63,13 @@ def create(file: Node, options: VhdxCreateOptions) -> None:
     found = plan(options)
     fixed = options.subformat == "fixed"
     zero = options.block_state_zero if options.block_state_zero is not None else not fixed
-    file.truncate(found.data_offset + (found.size if fixed else 0))
+    length = found.data_offset + (found.size if fixed else 0)
+    if file.growable:
+        file.truncate(length)
+    elif length > file.size:
+        raise Error("%s: no room for an image of %d bytes" % (file.filename, length), filename=file.filename, errno=28)
+    else:
+        file.pwrite_zeroes(0, length)  # a device, on which anything may be
     creator = CREATOR.encode("utf-16-le")
     file.write_hosted(0, memoryview((layout.MAGIC + creator).ljust(64 * K, b"\0")))
     file_guid, data_guid = new_guid(), new_guid()
