@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import pytest
 from samples import sample
-from side_by_side import same, theirs
+from side_by_side import ours, same, setup, theirs
 
 from diskwright.errors import Error
 from diskwright.extent import ZERO
@@ -162,3 +162,10 @@ def test_cut_files(tmp_path: Path) -> None:
     for length in [*range(0, 100, 4), 511, 512, 513, 547]:
         assert opens(tmp_path / "image", whole[:length])
     assert opens(tmp_path / "image", whole[:548]) is None
+
+
+def test_nothing_is_committed_into_it(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(IMAGES["one"])
+    setup("qemu-img create -q -f qcow2 -b image -F bochs top; qemu-io -f qcow2 -c 'write 0 4k' top", tmp_path)
+    found = ours(["commit", "top"], tmp_path)
+    assert found.code == 1 and "Block format 'bochs' used by node 'image' does not support reopening files" in found.err

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import pytest
 from samples import sample
-from side_by_side import ours, same, theirs
+from side_by_side import ours, same, setup, theirs
 
 from diskwright.errors import Error
 from diskwright.graph import open_image
@@ -178,3 +178,10 @@ def test_cut_files(tmp_path: Path) -> None:
     whole = image(noise(100 * K))
     for length in (0, 1, 127, 128, 131, 132, 135, 136, 143, 144, 152, 159, 160, 1000, len(whole) - 1):
         assert outcome(tmp_path / "image", whole[:length])
+
+
+def test_nothing_is_committed_into_it(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(image(noise(100 * K)))
+    setup("qemu-img create -q -f qcow2 -b image -F cloop top; qemu-io -f qcow2 -c 'write 0 4k' top", tmp_path)
+    found = ours(["commit", "top"], tmp_path)
+    assert found.code == 1 and "Block format 'cloop' used by node 'image' does not support reopening files" in found.err

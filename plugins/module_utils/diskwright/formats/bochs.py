@@ -113,6 +113,11 @@ class Bochs(Format):
         if sys.byteorder == "big":
             self.catalog.byteswap()
 
+    def _changed_flags(self, old: OpenFlags) -> None:
+        if self.flags.writable:
+            text = "Block format '%s' used by node '%s' does not support reopening files" % (self.driver, self.filename)
+            raise ReadOnly(text, filename=self.filename)
+
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         end = offset + length
         index = offset // self.extent

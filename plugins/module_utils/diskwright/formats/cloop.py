@@ -91,6 +91,11 @@ class Cloop(Format):
             for number in range(-(-self.blocks // PAGE)):
                 self._read_page(number)
 
+    def _changed_flags(self, old: OpenFlags) -> None:
+        if self.flags.writable:
+            text = "Block format '%s' used by node '%s' does not support reopening files" % (self.driver, self.filename)
+            raise ReadOnly(text, filename=self.filename)
+
     # -- where blocks are ----------------------------------------------------------------------------------------
 
     def _read_page(self, number: int) -> array[int]:
