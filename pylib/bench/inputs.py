@@ -11,11 +11,14 @@ meta100g    qcow2 of 100 GiB with preallocated metadata (1 638 400 clusters)
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 MIB = 1 << 20
@@ -39,6 +42,13 @@ def make(name: str, folder: Path, size_mib: int) -> Path:
         _qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(draft), "100G")
     elif name == "512m.raw":
         _make_data(draft, 512)
+    elif name == "stream.vmdk":
+        source = make("data.raw", folder, size_mib)
+        _qemu_img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", str(source), str(draft))
+    elif name == "data.cloop":
+        _make_cloop(make("data.raw", folder, size_mib), draft)
+    elif name == "data.dmg":
+        _make_dmg(make("data.raw", folder, size_mib), draft)
     elif name == "512m.luks":
         secret = ("--object", "secret,id=s,data=bench")
         source = make("512m.raw", folder, size_mib)
@@ -53,6 +63,40 @@ def make(name: str, folder: Path, size_mib: int) -> Path:
 
 def _qemu_img(*arguments: str) -> None:
     subprocess.run(["qemu-img", *arguments], check=True)
+
+
+def _make_cloop(source: Path, path: Path) -> None:
+    """A cloop image with blocks of 64 KiB."""
+    size = 64 << 10
+    blocks = source.stat().st_size // size
+    offsets = [136 + (blocks + 1) * 8]
+    preamble = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"
+    with open(source, "rb") as raw, open(path, "wb") as cloop:
+        cloop.seek(offsets[0])
+        for _block in range(blocks):
+            cloop.write(zlib.compress(raw.read(size), 6))
+            offsets.append(cloop.tell())
+        cloop.seek(0)
+        cloop.write(preamble.ljust(128, b"\0") + struct.pack(">2I%dQ" % len(offsets), size, blocks, *offsets))
+
+
+def _make_dmg(source: Path, path: Path) -> None:
+    """A dmg image as hdiutil makes them: chunks of 256 KiB by zlib, no chunks for zeroes, one property list."""
+    size, sectors = 256 << 10, os.path.getsize(source) // 512
+    entries = []
+    with open(source, "rb") as raw, open(path, "wb") as dmg:
+        for first in range(0, sectors, size // 512):
+            data = raw.read(size)
+            place = dmg.tell()
+            if data.strip(b"\0"):
+                dmg.write(zlib.compress(data, 6))
+            kind = 0x80000005 if dmg.tell() > place else 0
+            entries.append(struct.pack(">IIQQQQ", kind, 0, first, len(data) // 512, place, dmg.tell() - place))
+        place = dmg.tell()
+        table = b"mish" + struct.pack(">IQQ", 1, 0, sectors) + bytes(176) + struct.pack(">I", len(entries)) + b"".join(entries)
+        dmg.write(b"<plist><dict><data>" + base64.encodebytes(table) + b"</data></dict></plist>")
+        trailer = struct.pack(">4sIII", b"koly", 4, 512, 1) + bytes(200) + struct.pack(">QQ", place, dmg.tell() - place)
+        dmg.write(trailer + bytes(260) + struct.pack(">Q", sectors) + bytes(12))
 
 
 def _make_data(path: Path, size_mib: int) -> None:
