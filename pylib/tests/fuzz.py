@@ -283,7 +283,7 @@ class Fuzzer:
         elif isinstance(ours, Exception):
             if "qemu-img: %s\n%s" % (ours, hint(ours)) != theirs[1] and self.single:
                 found.append("info says %r, qemu-img %r" % (str(ours), theirs[1]))
-        elif ours != theirs[2] and '"encrypt"' not in theirs[2]:
+        elif ours != theirs[2]:
             found.append("info: %s, but qemu-img %s" % (ours, theirs[2]))
         code = attempt(examine, self.path, "")
         theirs = oracle("check", "-f", "qcow2", self.path)

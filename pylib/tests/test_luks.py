@@ -247,6 +247,32 @@ def test_key_slots(tmp_path):
         opened(path)
 
 
+def test_a_slot_is_replaced_for_cryptsetup_too(tmp_path):
+    """Whose new material lies where another slot had its own: the old one is there until the header turns away from it."""
+    path = made(tmp_path / "image")
+    with opened(path, writable=True) as node:
+        node.amend(LuksAmendOptions(state="active", new_secret=SecretRef("n", objects()), keyslot=0, iter_time=1), True)
+    assert cryptsetup(path, b"new", "luksOpen", "--test-passphrase", "--key-slot=0", "image") == 0
+    assert cryptsetup(path, b"abc", "luksOpen", "--test-passphrase", "image") == 2
+    same("info image", tmp_path)
+    with opened(path, "n", writable=True) as node:
+        node.amend(LuksAmendOptions(state="active", new_secret=SecretRef("s", objects()), keyslot=1, iter_time=1))
+    assert cryptsetup(path, b"abc", "luksOpen", "--test-passphrase", "--key-slot=1", "image") == 0
+
+
+def test_key_slots_of_a_detached_header(tmp_path):
+    header = made(tmp_path / "header", options="iter-time=1,detached-header=on")
+    (tmp_path / "disk").write_bytes(bytes(SIZE))
+    place = "driver=luks,key-secret=s,file.filename=disk,header.driver=file,header.filename=header"
+    line = ["amend", *SECRETS, "--image-opts", "-o", "state=active,new-secret=n,iter-time=1", place]
+    assert ours(line, tmp_path) == (0, "", "")
+    for secret in ("s", "n"):
+        name = place.replace("key-secret=s", "key-secret=" + secret)
+        assert theirs(["map", *SECRETS, "--image-opts", name], tmp_path).code == 1  # since encrypted bytes are nowhere to be mapped to
+        assert "Invalid password" not in theirs(["map", *SECRETS, "--image-opts", name], tmp_path).err
+    assert header.stat().st_size == 4040 * 512 and (tmp_path / "disk").stat().st_size == SIZE
+
+
 def test_all_key_slots_in_use(tmp_path):
     path = made(tmp_path / "image")
     with opened(path, writable=True) as node:

@@ -651,7 +651,7 @@ def test_secrets_are_told_to_nobody(tmp_path: Path) -> None:
             "compare --image-opts driver=raw,file.filename=raw " + spec("x", "f"),
         ):
             command, *rest = shlex.split(line)
-            told.append(ours([command, *secrets, *rest], tmp_path))
+            told.append(ours(["-T", "enable=*", command, *secrets, *rest], tmp_path))
         known: dict[str, Any] = {}
         for text in secrets[1::2]:
             add_object(known, text.replace("file=key", "file=%s" % (tmp_path / "key")))
@@ -684,6 +684,9 @@ def test_python_opens_encrypted_images(tmp_path: Path) -> None:
         node.pwrite(100, b"content")
     with diskwright.open(described, image_opts=True, objects=objects()) as node:
         assert node.pread(100, 7) == b"content"
+    with Graph().open(str(tmp_path / "x"), flags=OpenFlags(no_io=True)) as node:
+        with pytest.raises(Error, match="^Parameter 'encrypt.key-secret' is required for cipher$"):
+            node.pread(0, 512)
     assert diskwright.info(str(tmp_path / "x"))[0].encrypted
 
 

@@ -19,6 +19,7 @@ class EncryptedSectors(Node):
     """A node that hosts sectors in plain text; `_cipher` and `_stored` say how and where they are stored."""
 
     request_alignment = SECTOR
+    key_option = "key-secret"  # what names the passphrase
 
     def _cipher(self) -> Optional[SectorCipher]:
         """What the sectors are encrypted with; None where the image was opened for its metadata only."""
@@ -31,7 +32,7 @@ class EncryptedSectors(Node):
     def _key(self) -> SectorCipher:
         cipher = self._cipher()
         if cipher is None:
-            raise Error("Parameter 'key-secret' is required for cipher", filename=self.filename)
+            raise Error("Parameter '%s' is required for cipher" % self.key_option, filename=self.filename)
         return cipher
 
     def read_own(self, host_offset: int, view: memoryview) -> None:

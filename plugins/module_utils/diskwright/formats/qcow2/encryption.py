@@ -45,6 +45,7 @@ class Clusters(EncryptedSectors):
 
     driver = "qcow2"
     leaf = True
+    key_option = "encrypt.key-secret"
 
     def __init__(self, image: Qcow2, encryption: Encryption) -> None:
         super().__init__(Options(), OpenFlags())
