@@ -398,9 +398,13 @@ def test_bombs(tmp_path: Path) -> None:
 
 def test_many_tables_and_chunks(tmp_path: Path) -> None:
     """As many as fit into what is read of them."""
-    many = table([(ZERO, number, 1, 0, 0) for number in range(100000)])
+    most = (15 << 20) // BlockEntry.SIZE
+    entries = [struct.pack(">IIQQQQ", ZERO, 0, number, 1, 0, 0) for number in range(most)]
+    head = table([])
     with little_memory():
-        assert not refuses(tmp_path / "image.dmg", image(b"", [many], 100000))
+        assert not refuses(tmp_path / "image.dmg", image(b"", [head + b"".join(entries)], most, True))
+        assert not refuses(tmp_path / "image.dmg", image(b"", [head + b"".join(reversed(entries))], most, True))
+        assert refuses(tmp_path / "image.dmg", image(b"", [head + entries[5] * most], most, True))
         assert refuses(tmp_path / "image.dmg", image(b"", [], 5, metadata=b"<data></data>" * 300000))
         assert refuses(tmp_path / "image.dmg", image(b"", [], 5, metadata=b" " * ((16 << 20) + 1)))
 

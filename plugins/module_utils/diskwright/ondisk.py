@@ -14,7 +14,7 @@ from .errors import Corrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, Union
+    from typing import Any, ClassVar, Iterator, Union
 
     from typing_extensions import Self, dataclass_transform
 
@@ -95,6 +95,11 @@ class Struct:
         for name, value in zip(cls.FIELDS, cls._layout.unpack_from(buffer, offset)):
             setattr(record, name, value)
         return record
+
+    @classmethod
+    def each(cls, buffer: Buffer) -> Iterator[tuple[Any, ...]]:
+        """The records that follow one another in `buffer`, of which the last may be cut, as tuples of their fields: for very many."""
+        return cls._layout.iter_unpack(memoryview(buffer)[: len(buffer) // cls.SIZE * cls.SIZE])
 
     def pack(self) -> bytes:
         """The record's bytes, `SIZE` of them."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 import binascii
 from array import array
 from bisect import bisect_right
+from itertools import islice
+from operator import le
 
 from ...errors import Error, refused
 from ...ondisk import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator
-
     from ...node import Node
     from ...ondisk import bytes4, bytes16, bytes32, bytes64, bytes128, u32, u64
 
@@ -25,6 +25,7 @@ MAX_TABLES = 16 << 20  # bytes of the property list or resource fork
 MAX_CHUNK_SECTORS = (64 << 20) // SECTOR  # of a chunk that is not just zero
 MAX_CHUNK = 64 << 20  # bytes that it may take in the file
 MAX_SECTORS = (1 << 54) - 1  # of the disk
+MAX_UNKNOWN = 16  # kinds of chunks that are told of
 MAX_HOST = 1 << 62  # bytes; no chunk is behind it
 
 ZERO, RAW, IGNORED = 0, 1, 2
@@ -135,19 +136,26 @@ class Chunks:
                 raise self._refused("the %s ends at %#x, and the trailer is at %#x" % (name, offset + length, end))
         self.unknown: set[int] = set()
         self._data_fork = koly.data_fork_offset
-        self._found: list[tuple[int, int, int, int, int]] = []
+        self.starts, self.ends, self.kinds, self.offsets, self.lengths = (array("Q") for _part in range(5))
         if koly.rsrc_fork_length:
             self._read_fork(self._read(file, koly.rsrc_fork_offset, koly.rsrc_fork_length))
         elif koly.xml_length:
             self._read_plist(self._read(file, koly.xml_offset, koly.xml_length))
         else:
             raise self._refused("it has neither a property list nor a resource fork")
-        found = sorted(self._found)
-        del self._found
-        self.starts, self.ends, self.kinds, self.offsets, self.lengths = (array("Q", [entry[part] for entry in found]) for part in range(5))
-        for index in range(1, len(found)):
-            if found[index - 1][1] > found[index][0]:
-                raise self._refused("two chunks hold sector %d" % found[index][0])
+        self._sort()
+
+    def _sort(self) -> None:
+        """Put the chunks in order. Raises Corrupt where two overlap."""
+        starts = self.starts
+        if not all(map(le, starts, islice(starts, 1, None))):
+            order = sorted(range(len(starts)), key=starts.__getitem__)
+            for name in ("starts", "ends", "kinds", "offsets", "lengths"):
+                values = getattr(self, name)
+                setattr(self, name, array("Q", [values[index] for index in order]))
+        if not all(map(le, self.ends, islice(self.starts, 1, None))):
+            index = next(i for i, (end, start) in enumerate(zip(self.ends, islice(self.starts, 1, None)), 1) if end > start)
+            raise self._refused("two chunks hold sector %d" % self.starts[index])
 
     def _refused(self, why: str) -> Error:
         return refused(self._name, "dmg: " + why)
@@ -188,29 +196,28 @@ class Chunks:
         if not table.startswith(MISH) or len(table) < BlockTable.SIZE:
             return
         header = BlockTable.unpack(table)
-        for index, entry in enumerate(_entries(table)):
-            kind, count = entry.entry_type, entry.sector_count
+        data = self._data_fork + header.data_offset
+        # as many entries as there is room for, as in QEMU
+        for index, (kind, _comment, number, count, offset, length) in enumerate(BlockEntry.each(memoryview(table)[BlockTable.SIZE :])):
             if kind not in KINDS:
-                if kind not in (COMMENT, TERMINATOR):
+                if kind not in (COMMENT, TERMINATOR) and len(self.unknown) < MAX_UNKNOWN:
                     self.unknown.add(kind)
                 continue
-            if kind not in (ZERO, IGNORED):
-                if count > MAX_CHUNK_SECTORS:
-                    raise self._refused("sector count %d for chunk %d is larger than max (%d)" % (count, index, MAX_CHUNK_SECTORS))
-                if entry.compressed_length > MAX_CHUNK:
-                    raise self._refused("length %d for chunk %d is larger than max (%d)" % (entry.compressed_length, index, MAX_CHUNK))
-            start = header.sector_number + entry.sector_number
-            end = min(start + count, self.sectors)
-            if start < end:
-                offset = min(self._data_fork + header.data_offset + entry.compressed_offset, MAX_HOST)
-                self._found.append((start, start + count if kind not in (ZERO, IGNORED) else end, kind, offset, entry.compressed_length))
+            start = header.sector_number + number
+            end = start + count
+            if kind == ZERO or kind == IGNORED:
+                end = min(end, self.sectors)
+            elif count > MAX_CHUNK_SECTORS:
+                raise self._refused("sector count %d for chunk %d is larger than max (%d)" % (count, index, MAX_CHUNK_SECTORS))
+            elif length > MAX_CHUNK:
+                raise self._refused("length %d for chunk %d is larger than max (%d)" % (length, index, MAX_CHUNK))
+            if start < min(end, self.sectors):
+                self.starts.append(start)
+                self.ends.append(end)
+                self.kinds.append(kind)
+                self.offsets.append(min(data + offset, MAX_HOST))
+                self.lengths.append(length)
 
     def at(self, sector: int) -> int:
         """The index of the last chunk that begins at or before `sector`, -1 for none."""
         return bisect_right(self.starts, sector) - 1
-
-
-def _entries(table: bytes) -> Iterator[BlockEntry]:
-    """The entries of a block table: as many as there is room for, as in QEMU."""
-    for at in range(BlockTable.SIZE, len(table) - BlockEntry.SIZE + 1, BlockEntry.SIZE):
-        yield BlockEntry.unpack(table, at)
