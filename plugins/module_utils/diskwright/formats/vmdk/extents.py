@@ -71,6 +71,7 @@ class SparseExtent:
         self.directory = TableCache(file, PAGE, PAGES_MAX)  # only read: what follows a directory is no part of it
         self.new_tables: dict[int, int] = {}  # entries of directories that are to be written: place in the file -> table's place
         self.next = -1  # where the next grain goes in the file; -1: to be seen
+        self.untouched = 0  # nothing was ever written from here on
         self.pending = bytearray()  # compressed grains that are not in the file yet, and
         self.pending_at = 0  # where they belong
 

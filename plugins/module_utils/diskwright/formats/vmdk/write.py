@@ -54,10 +54,12 @@ def _reserve_grains(image: Vmdk, extent: SparseExtent, offset: int, length: int,
         where = first_free(extent)
         if where + high - low > 0xFFFFFFFF * SECTOR:
             raise Error("The file is as large as the format allows", filename=image.filename, errno=EFBIG)
+        zeroed = where >= extent.untouched
         extent.next = where + high - low
+        extent.untouched = max(extent.untouched, extent.next)
         last = image.extents[-1] is extent
         size = high - low if last else min(high, extent.size) - low  # what is behind is another extent's
-        found.append(Alloc(extent.start + low, size, extent.file, where, fresh=True, token=extent))
+        found.append(Alloc(extent.start + low, size, extent.file, where, True, extent, zeroed))
 
 
 def first_free(extent: SparseExtent) -> int:
@@ -66,7 +68,7 @@ def first_free(extent: SparseExtent) -> int:
         if extent.layout.compressed and not extent.layout.backup and _has_footer(extent):
             raise Unsupported("A stream that ends with a footer cannot be written any more", filename=extent.image.filename, errno=95)
         unit = SECTOR if extent.compressed else extent.grain
-        extent.next = -(-extent.file.size // unit) * unit
+        extent.next = extent.untouched = -(-extent.file.size // unit) * unit
     return extent.next
 
 
@@ -133,6 +135,7 @@ def _new_table(extent: SparseExtent, index: int, backup: bool) -> int:
     place = first_free(extent)
     unit = SECTOR if extent.compressed else extent.grain
     extent.next = place + -(-layout.table_size // unit) * unit
+    extent.untouched = max(extent.untouched, extent.next)
     if place > 0xFFFFFFFF * SECTOR:
         raise Error("The file is as large as the format allows", filename=extent.image.filename, errno=EFBIG)
     (extent.copies if backup else extent.tables).put(place, bytearray(layout.table_size))
