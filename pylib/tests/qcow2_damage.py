@@ -440,6 +440,65 @@ def extended_compressed_bitmap(image):
     image.put64(at + 8, 1)
 
 
+@damage("ext")
+def extended_unaligned_data(image):
+    at, entry = image.normal()[0]
+    image.put64(at, entry + 512)
+
+
+@damage("ext")
+def extended_unaligned_zero(image):
+    """The only one of the entries that do not fit their place which can be mended: nothing is lost with it."""
+    at, entry = image.normal()[0]
+    image.put64(at, entry + 512)
+    image.put64(at + 8, 0xFF << 32)
+
+
+@damage("ext")
+def extended_room_without_data(image):
+    at, _entry = image.normal()[0]
+    image.put64(at + 8, 0)
+
+
+@damage("ext")
+def extended_both_without_offset(image):
+    at, _entry = image.normal()[0]
+    image.put64(at, 0)
+    image.put64(at + 8, 1 << 32 | 1)
+
+
+@damage("ext")
+def extended_copied_without_offset(image):
+    at, _entry = image.normal()[0]
+    image.put64(at, COPIED)
+    image.put64(at + 8, 7)
+
+
+@damage("ext")
+def extended_reserved_and_contradiction(image):
+    at, entry = image.normal()[0]
+    image.put64(at, entry | 1 << 58)
+    image.put64(at + 8, 1 << 32 | 1)
+
+
+@damage("ext")
+def extended_contradiction_in_a_snapshot(image):
+    at, _entry = image.normal(*image.snapshot_l1())[0]
+    image.put64(at + 8, (1 << 64) - 1)
+
+
+@damage("ext")
+def extended_used_twice(image):
+    image.put64(image.normal()[1][0], image.normal()[0][1])
+
+
+@damage("ext", "lazy")
+def dirty_bit_and_counts_of_tables_lost(image):
+    image.put64(72, image.u64(72) | 1)
+    for _at, entry in image.l1():
+        image.set_refcount((entry & OFFSET) >> image.cluster_bits, 0)
+
+
 @damage("v3", "c4k", "ext", "v2", "c512")
 def compressed_copied(image):
     at, entry = image.compressed()[0]
@@ -700,6 +759,28 @@ def snapshot_extra_data_long(image):
 
 
 @damage("v3", "c4k")
+def snapshot_extra_data_odd(image):
+    image.put32(image.snapshots_offset + 36, 12)
+
+
+@damage("v3", "c4k")
+def snapshot_name_is_cut(image):
+    """A NUL byte ends it."""
+    at = image.snapshots_offset + 40 + image.u32(image.snapshots_offset + 36)
+    image.data[at + 2] = 0
+
+
+@damage("v3", "c4k")
+def snapshot_table_on_data(image):
+    image.put64(64, image.normal()[0][1] & OFFSET)
+
+
+@damage("v3", "c4k", "ext")
+def snapshot_l1_is_the_active_one(image):
+    image.put64(image.snapshots_offset, image.l1_offset)
+
+
+@damage("v3", "c4k")
 def snapshot_name_long(image):
     image.put16(image.snapshots_offset + 14, 65535)
 
@@ -767,6 +848,64 @@ def bitmap_table_entry_data_far(image):
 @damage("v3", "c4k", snapshots=False, bitmaps=True)
 def bitmap_flags_reserved(image):
     image.put32(image.bitmap_directory + 12, 0xFF)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_name_twice(image):
+    second = image.data.index(b"b1", image.bitmap_directory)
+    image.data[second + 1 : second + 2] = b"0"
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_name_empty(image):
+    image.put16(image.bitmap_directory + 18, 0)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_name_too_long(image):
+    image.put16(image.bitmap_directory + 18, 0xFFFF)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_type_unknown(image):
+    image.data[image.bitmap_directory + 16] = 2
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_granularity_fine(image):
+    image.data[image.bitmap_directory + 17] = 8
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_granularity_coarse(image):
+    image.data[image.bitmap_directory + 17] = 31
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_extra_data(image):
+    image.put32(image.bitmap_directory + 20, 8)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_table_longer(image):
+    image.put32(image.bitmap_directory + 8, 2)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_table_enormous(image):
+    image.put32(image.bitmap_directory + 8, 0x7FFFFFFF)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_table_entry_all_ones_and_offset(image):
+    image.put64(image.u64(image.bitmap_directory), 3 << image.cluster_bits | 1)
+
+
+@damage("v3", "c4k", snapshots=False, bitmaps=True)
+def bitmap_in_use_with_a_wrong_table(image):
+    """Of what is in use only the place counts."""
+    image.put32(image.bitmap_directory + 12, 1)
+    image.put32(image.bitmap_directory + 8, 3)
 
 
 @damage("v3", "c4k", snapshots=False, bitmaps=True)

@@ -170,3 +170,23 @@ def test_any_crash_leaves_a_whole_image(tmp_path: Path, options: str) -> None:
 def read(image: Path) -> bytes:
     with diskwright.open(image) as node:
         return node.pread(0, node.size)
+
+
+@pytest.mark.parametrize("extra", [0, 4, 8, 12, 16, 24])
+def test_version_3_completes_snapshots(tmp_path: Path, extra: int) -> None:
+    """Old programs wrote entries without the extra data that version 3 demands: the same table as qemu-img makes of them."""
+    setup("qemu-img create -q -f qcow2 -o cluster_size=4k,compat=0.10 x 1M; qemu-io -c 'write 0 100k' x; qemu-img snapshot -c one x", tmp_path)
+    raw = bytearray((tmp_path / "x").read_bytes())
+    table = int.from_bytes(raw[64:72], "big")
+    names = table + 40 + int.from_bytes(raw[table + 36 : table + 40], "big")
+    entry = raw[table : table + 36] + extra.to_bytes(4, "big") + raw[table + 40 : table + 40 + extra] + raw[names : names + 4]
+    raw[table : table + 4096] = entry.ljust(4096, b"\0")
+    tables = []
+    for run in (theirs, ours):
+        (tmp_path / "x").write_bytes(raw)
+        assert run(["amend", "-o", "compat=1.1", "x"], tmp_path).code == 0
+        assert theirs(["check", "-q", "x"], tmp_path).code == 0
+        changed = (tmp_path / "x").read_bytes()
+        table = int.from_bytes(changed[64:72], "big")
+        tables.append(changed[table : table + 72])
+    assert tables[0] == tables[1]

@@ -137,7 +137,7 @@ def _is_sound(image: Qcow2, entry: BitmapEntry) -> bool:
     if entry.flags & ~KNOWN_FLAGS or entry.type != 1 or not MIN_GRANULARITY_BITS <= entry.granularity_bits <= MAX_GRANULARITY_BITS:
         return False
     size = count * image.cluster_size
-    if not 0 < entry.name_size <= MAX_NAME or size > MAX_DATA:
+    if entry.name_size > MAX_NAME or size > MAX_DATA:
         return False
     return bool(entry.flags & IN_USE) or image.header.size <= size * 8 << entry.granularity_bits
 

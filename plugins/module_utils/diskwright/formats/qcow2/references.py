@@ -152,6 +152,7 @@ def read_snapshots(check: Check) -> list[Snapshot]:
     found: list[Snapshot] = []
     incomplete: list[int] = []
     position = header.snapshots_offset
+    length = 0  # of the table as it would be written
     for index in range(count):
         position = position + 7 & ~7
         snapshot = Snapshot(position, check.read(position, _SNAPSHOT.size))
@@ -160,7 +161,10 @@ def read_snapshots(check: Check) -> list[Snapshot]:
         elif header.version >= 3 and snapshot.extra_size < _SNAPSHOT_EXTRA:
             incomplete.append(index)
         position += snapshot.size
-        if position - header.snapshots_offset > MAX_SNAPSHOT_TABLE_SIZE:
+        length = (length + 7 & ~7) + snapshot.size
+        if snapshot.extra_size > MAX_SNAPSHOT_EXTRA:
+            length -= snapshot.extra_size - _SNAPSHOT_EXTRA_KNOWN
+        if length > MAX_SNAPSHOT_TABLE_SIZE or position - header.snapshots_offset > 0x7FFFFFFF:
             if check.repair != "all":
                 result.say("qemu-img: ERROR failed to read the snapshot table: Snapshot table is too big")
                 raise GiveUp("File too large", errno=errno.EFBIG)
