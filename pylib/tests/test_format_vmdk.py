@@ -524,3 +524,9 @@ def test_a_disk_without_end_takes_no_time(tmp_path: Path) -> None:
             assert node.size == 1 << 48
             assert len(node.block_status(0, node.size)) == 1
             node.check()
+        assert ours(["create", "-q", "-f", "vmdk", "image", "60T"], tmp_path).code == 0  # with room for all tables
+        with Graph().open(str(path), "vmdk", OpenFlags(writable=True)) as node:
+            node.pwrite(30 << 40, b"x")
+        with Graph().open(str(path), "vmdk") as node:
+            assert len(node.block_status(0, node.size)) == 3
+            node.check()

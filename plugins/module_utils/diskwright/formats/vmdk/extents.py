@@ -8,6 +8,7 @@ Offsets in an extent count from where it begins on the disk. Whoever calls holds
 from __future__ import annotations
 
 from ...cache import TableCache
+from ...extent import ZERO
 from ...kernels import table_runs
 from .header import SECTOR, Layout, read_layout, read_sesparse
 
@@ -70,6 +71,7 @@ class SparseExtent:
         self.copies = TableCache(file, layout.table_size, TABLES_MAX, image.barrier)  # of tables that were changed
         self.directory = TableCache(file, PAGE, PAGES_MAX)  # only read: what follows a directory is no part of it
         self.new_tables: dict[int, int] = {}  # entries of directories that are to be written: place in the file -> table's place
+        self._stored = (0, 0)  # a range of the file that is no hole, as far as is known
         self.next = -1  # where the next grain goes in the file; -1: to be seen
         self.untouched = 0  # nothing was ever written from here on
         self.pending = bytearray()  # compressed grains that are not in the file yet, and
@@ -110,6 +112,24 @@ class SparseExtent:
         run = table_runs(page, width, False, first, min(most, PAGE // width - first), 0, 1)[0]
         return run[1] if not run[2] else 1
 
+    def _empty_tables(self, index: int, place: int, most: int) -> int:
+        """How many tables from `index` on, the first of which is at `place`, are holes of the file and so without a grain."""
+        size = self.layout.table_size
+        if most < 2 or size % SECTOR or self.layout.width != 4 or self.tables.dirty or self._stored[0] <= place < self._stored[1]:
+            return 0
+        position = index * 4
+        page = self.directory.get(self.layout.directory + position // PAGE * PAGE)
+        first = position % PAGE // 4
+        run = table_runs(page, 4, False, first, min(most, PAGE // 4 - first), size // SECTOR, 1)[0]
+        length = min(run[1] if run[3] else 1, (self.file.size - place) // size) * size
+        if length <= 0:
+            return 0
+        _start, count, status = self.file.block_status(place, length, True, 1)[0][:3]
+        if status & ZERO and count >= size:
+            return count // size
+        self._stored = (place, place + count)
+        return 0
+
     def runs(self, offset: int, length: int) -> Iterator[Run]:
         """How a range is stored, in whole grains: ascending, without gaps. Takes the node's lock."""
         end = min(offset + length, self.size)
@@ -120,8 +140,9 @@ class SparseExtent:
             base = index * span
             with self.image._lock:
                 place = self.table_offset(index)
-                if not place:
-                    count = self._missing_tables(index, (end - 1) // span - index + 1)
+                most = (end - 1) // span - index + 1
+                count = self._missing_tables(index, most) if not place else self._empty_tables(index, place, most)
+                if count:
                     found: list[Run] = [(base, count * span, HOLE, 0)]
                     stop = base + count * span
                 else:
