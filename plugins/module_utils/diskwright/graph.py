@@ -457,9 +457,11 @@ def describe(node: Node, given: Mapping[str, Any]) -> None:
         node.filename = node.options_name()
     else:
         for role, child in node.children.items():
-            if role != "backing":
+            name, numbered, _number = role.partition(".")
+            if numbered:  # one of a list of children
+                full.setdefault(name, []).append(child.full_options)
+            elif role != "backing":
                 full[role] = child.full_options
-        full = nest(full)
         node.full_options = full
         node.filename = node.options_name()
         if not node.filename and weak and file is not None and node.unfiltered() is node and (file.leaf or file.options_name()):
