@@ -188,5 +188,5 @@ def test_version_3_completes_snapshots(tmp_path: Path, extra: int) -> None:
         assert theirs(["check", "-q", "x"], tmp_path).code == 0
         changed = (tmp_path / "x").read_bytes()
         table = int.from_bytes(changed[64:72], "big")
-        tables.append(changed[table : table + 72])
+        tables.append(changed[table : table + 68])
     assert tables[0] == tables[1]
