@@ -401,12 +401,12 @@ def test_many_tables_and_chunks(tmp_path: Path) -> None:
     most = (15 << 20) // BlockEntry.SIZE
     entries = [struct.pack(">IIQQQQ", ZERO, 0, number, 1, 0, 0) for number in range(most)]
     head = table([])
-    with little_memory():
-        assert not refuses(tmp_path / "image.dmg", image(b"", [head + b"".join(entries)], most, True))
-        assert not refuses(tmp_path / "image.dmg", image(b"", [head + b"".join(reversed(entries))], most, True))
-        assert refuses(tmp_path / "image.dmg", image(b"", [head + entries[5] * most], most, True))
-        assert refuses(tmp_path / "image.dmg", image(b"", [], 5, metadata=b"<data></data>" * 300000))
-        assert refuses(tmp_path / "image.dmg", image(b"", [], 5, metadata=b" " * ((16 << 20) + 1)))
+    tables = ([head + b"".join(entries)], [head + b"".join(reversed(entries))], [head + entries[5] * most])
+    cases = [(image(b"", one, most, True), number == 2) for number, one in enumerate(tables)]
+    cases += [(image(b"", [], 5, metadata=text), True) for text in (b"<data></data>" * 300000, b" " * ((16 << 20) + 1))]
+    for data, expected in cases:
+        with little_memory():
+            assert refuses(tmp_path / "image.dmg", data) == expected
 
 
 def test_nobody_writes(tmp_path: Path) -> None:

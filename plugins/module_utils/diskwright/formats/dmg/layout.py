@@ -160,13 +160,16 @@ class Chunks:
     def _refused(self, why: str) -> Error:
         return refused(self._name, "dmg: " + why)
 
-    def _read(self, file: Node, offset: int, length: int) -> bytes:
+    def _read(self, file: Node, offset: int, length: int) -> bytearray:
         if length > MAX_TABLES:
             raise self._refused("%d bytes of block tables at %#x" % (length, offset))
-        return file.pread(offset, length)
+        text = bytearray(length)
+        file.pread_into(offset, text)
+        return text
 
-    def _read_fork(self, fork: bytes) -> None:
+    def _read_fork(self, text: bytearray) -> None:
         """Resources are a length and as many bytes; those that are block tables say so. Types and names are not needed."""
+        fork = memoryview(text)
         start, length = (int.from_bytes(fork[at : at + 4], "big") for at in (0, 8))
         if not start or not length or start + length > len(fork) or start < 4:
             raise self._refused("the resource fork is damaged")
@@ -178,27 +181,28 @@ class Chunks:
             self._add(fork[at + 4 : at + 4 + count])
             at += 4 + count
 
-    def _read_plist(self, text: bytes) -> None:
+    def _read_plist(self, text: bytearray) -> None:
         """What is base64 in the property list: those of it that are block tables say so."""
+        view = memoryview(text)
         at = text.find(b"<data>")
         while at >= 0:
             stop = text.find(b"</data>", at)
             if stop < 0:
                 raise self._refused("the property list is damaged")
             try:
-                self._add(binascii.a2b_base64(text[at + 6 : stop]))
+                self._add(memoryview(binascii.a2b_base64(view[at + 6 : stop])))
             except binascii.Error:
                 pass  # as in QEMU, for which it is no table then
             at = text.find(b"<data>", stop)
 
-    def _add(self, table: bytes) -> None:
+    def _add(self, table: memoryview) -> None:
         """Take the chunks of a block table, if it is one."""
-        if not table.startswith(MISH) or len(table) < BlockTable.SIZE:
+        if table[: len(MISH)] != MISH or len(table) < BlockTable.SIZE:
             return
         header = BlockTable.unpack(table)
         data = self._data_fork + header.data_offset
         # as many entries as there is room for, as in QEMU
-        for index, (kind, _comment, number, count, offset, length) in enumerate(BlockEntry.each(memoryview(table)[BlockTable.SIZE :])):
+        for index, (kind, _comment, number, count, offset, length) in enumerate(BlockEntry.each(table[BlockTable.SIZE :])):
             if kind not in KINDS:
                 if kind not in (COMMENT, TERMINATOR) and len(self.unknown) < MAX_UNKNOWN:
                     self.unknown.add(kind)
