@@ -11,7 +11,7 @@ import os
 from array import array
 
 from ...errors import Error, OptionError
-from .descriptor import NO_PARENT, ExtentLine, compose
+from .descriptor import NO_PARENT, ExtentLine, compose, new_cid
 from .header import COMPRESSED, DEFLATE, MARKERS, MAX_DIRECTORY, MAX_TABLE_ENTRIES, REDUNDANT, VALID_NEWLINES, ZERO_GRAINS, SparseHeader
 from .options import FLAT, SPLIT, VmdkCreateOptions, check_options
 
@@ -84,8 +84,6 @@ def create(children: Mapping[str, Node], options: VmdkCreateOptions) -> None:
 
 def describe(options: VmdkCreateOptions, lines: list[ExtentLine], parent_cid: int = NO_PARENT) -> bytes:
     """The descriptor of a new image. Raises OptionError for options that would break its lines."""
-    from random import getrandbits
-
     for value in (options.toolsversion, options.hwversion, options.backing_file or ""):
         if "\n" in value or '"' in value or "\0" in value:
             raise OptionError("invalid parameter value: %s" % value)
@@ -94,7 +92,7 @@ def describe(options: VmdkCreateOptions, lines: list[ExtentLine], parent_cid: in
         hardware = HARDWARE_6 if options.compat6 else HARDWARE
     return compose(
         options.subformat,
-        getrandbits(32) & 0xFFFFFFFD,
+        new_cid(),
         lines,
         _rounded(options.size),
         options.adapter_type,

@@ -166,6 +166,11 @@ def local_name(name: str, place: str) -> str:
     return name
 
 
+def new_cid() -> int:
+    """A content ID as good as any; never one that stands for "none"."""
+    return int.from_bytes(os.urandom(4), "little") & 0xFFFFFFFD
+
+
 def compose(
     create_type: str,
     cid: int,

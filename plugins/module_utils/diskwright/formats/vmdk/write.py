@@ -14,7 +14,7 @@ from array import array
 
 from ...errors import Error, Unsupported
 from ...hooks import Alloc
-from .descriptor import with_cid
+from .descriptor import new_cid, with_cid
 from .extents import DATA, HOLE, ZERO_ENTRY, FlatExtent, SparseExtent
 
 TYPE_CHECKING = False
@@ -202,13 +202,11 @@ def change_cid(image: Vmdk) -> None:
     """Before the first change: give the image a new content ID, so that overlays notice. The caller holds the lock."""
     if image._new_cid:
         return
-    from random import getrandbits
-
     image._new_cid = True
     stored = image.descriptor
-    cid = getrandbits(32)
-    while cid in (stored.cid, 0xFFFFFFFF, 0xFFFFFFFE):
-        cid = getrandbits(32)
+    cid = new_cid()
+    while cid == stored.cid:
+        cid = new_cid()
     changed = with_cid(stored.text, cid)
     image.file.write_hosted(image.descriptor_offset, memoryview(changed))
     stored.text = changed
