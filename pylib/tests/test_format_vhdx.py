@@ -377,6 +377,22 @@ def test_hostile_images(tmp_path: Path) -> None:
     assert refused >= {"regions-entry_count", "bat-guid", "metadata-file_offset", "block_size", "disk_size", "logical", "entry", "items-entry_count"}
 
 
+def test_blocks_over_blocks(tmp_path: Path) -> None:
+    """Which QEMU does not look for."""
+    draft = Draft()
+    draft.bat = [DATA | 6, 2, DATA | 6]
+    (tmp_path / "image").write_bytes(draft.build())
+    found = ours(["check", "image"], tmp_path)
+    assert found.code == 2 and found.err == "qemu-img: VHDX BAT entry 2: another block is at offset 3145728 too\n"
+    draft.items["parameters"] = struct.pack("<II", 2 * M, 0)
+    draft.items["size"] = struct.pack("<Q", 8 * M)
+    draft.bat = [DATA | 6, DATA + 2 * M | 6, DATA + M | 6, DATA | 6]
+    draft.pieces[7 * M] = bytes(M)
+    (tmp_path / "image").write_bytes(draft.build())
+    found = ours(["check", "image"], tmp_path)
+    assert found.code == 2 and found.out.startswith("\n2 errors") and "entry 2: another block is at offset %d too" % (DATA + M) in found.err
+
+
 def test_a_table_full_of_noise(tmp_path: Path) -> None:
     """A BAT of 1 MiB, each entry another one, and as many regions as there can be."""
     draft = Draft()

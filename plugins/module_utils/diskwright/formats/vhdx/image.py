@@ -244,7 +244,29 @@ class Vhdx(BlockFormat):
             result.corruptions_fixed += 1
             self.replayed = False
         self._survey(result)
+        self._find_shared(result)
         return result
+
+    def _find_shared(self, result: CheckResult) -> None:
+        """Blocks that lie over others, which QEMU does not look for."""
+        from ...tally import Tally
+
+        size = self.block_size
+        file_size = self.file.size
+        tally = Tally(file_size // M, 1)
+        more = True
+        while more:
+            for index, count, state, place in self.bat.runs(0, self.layout.blocks):
+                if state != FULLY_PRESENT or place + count * size > file_size:
+                    continue
+                last = -1
+                for lost in tally.add(place // M, count * size // M):
+                    block = index + (lost * M - place) // size
+                    if block != last:
+                        result.say("qemu-img: VHDX BAT entry %d: another block is at offset %d too" % (block, lost * M))
+                        result.corruptions += 1
+                        last = block
+            more = tally.advance()
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
