@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import errno
-import struct
 
 from ...errors import Corrupt
 from .check import GiveUp, big_words, is_zero
 from .header import (
-    BITMAPS,
     COMPRESSED,
     COPIED,
-    EXT_BITMAPS,
     EXT_ENCRYPTION,
     L2_RESERVED,
     MAX_L1_SIZE,
@@ -23,18 +20,16 @@ from .header import (
     MAX_SNAPSHOTS,
     OFFSET_MASK,
     ZERO,
-    BitmapsExtension,
     EncryptionExtension,
 )
+from .snapshots import SnapshotHeader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, Optional, Sequence
+    from typing import Iterator, Sequence
 
     from .check import Check
-    from .header import Header
 
-_SNAPSHOT = struct.Struct(">QIHHIIQII")
 _SNAPSHOT_EXTRA = 16  # bytes of extra data that version 3 demands
 _SNAPSHOT_EXTRA_KNOWN = 24  # bytes of extra data whose meaning is known
 _CHUNK = 64 << 10
@@ -120,18 +115,16 @@ def walk_encryption(check: Check) -> None:
 # -- snapshots -----------------------------------------------------------------------------------------------------
 
 
-class Snapshot:
-    """An entry of the snapshot table: where it is, and what the check needs of it."""
+class Snapshot(SnapshotHeader):
+    """An entry of the snapshot table: its fixed part, and its place in the file; the rest is read where it is needed."""
 
-    __slots__ = ("position", "size", "l1_table_offset", "l1_size", "fields", "extra_size", "id_size", "name_size")
+    if TYPE_CHECKING:  # not a field of the record
+        position: int = 0
 
-    def __init__(self, position: int, fixed: bytes) -> None:
-        self.position = position
-        self.fields = fixed
-        values = _SNAPSHOT.unpack(fixed)
-        self.l1_table_offset, self.l1_size, self.id_size, self.name_size = values[:4]
-        self.extra_size = values[8]
-        self.size = _SNAPSHOT.size + self.extra_size + self.id_size + self.name_size
+    @property
+    def size(self) -> int:
+        """Bytes of the whole entry."""
+        return SnapshotHeader.SIZE + self.extra_data_size + self.id_str_size + self.name_size
 
 
 def read_snapshots(check: Check) -> list[Snapshot]:
@@ -155,15 +148,16 @@ def read_snapshots(check: Check) -> list[Snapshot]:
     length = 0  # of the table as it would be written
     for index in range(count):
         position = position + 7 & ~7
-        snapshot = Snapshot(position, check.read(position, _SNAPSHOT.size))
-        if snapshot.extra_size > MAX_SNAPSHOT_EXTRA:
+        snapshot = Snapshot.unpack(check.read(position, SnapshotHeader.SIZE))
+        snapshot.position = position
+        if snapshot.extra_data_size > MAX_SNAPSHOT_EXTRA:
             _long_extra(check, index, snapshot)
-        elif header.version >= 3 and snapshot.extra_size < _SNAPSHOT_EXTRA:
+        elif header.version >= 3 and snapshot.extra_data_size < _SNAPSHOT_EXTRA:
             incomplete.append(index)
         position += snapshot.size
         length = (length + 7 & ~7) + snapshot.size
-        if snapshot.extra_size > MAX_SNAPSHOT_EXTRA:
-            length -= snapshot.extra_size - _SNAPSHOT_EXTRA_KNOWN
+        if snapshot.extra_data_size > MAX_SNAPSHOT_EXTRA:
+            length -= snapshot.extra_data_size - _SNAPSHOT_EXTRA_KNOWN
         if length > MAX_SNAPSHOT_TABLE_SIZE or position - header.snapshots_offset > 0x7FFFFFFF:
             if check.repair != "all":
                 result.say("qemu-img: ERROR failed to read the snapshot table: Snapshot table is too big")
@@ -184,7 +178,7 @@ def _long_extra(check: Check, index: int, snapshot: Snapshot) -> None:
         check.result.say("qemu-img: ERROR failed to read the snapshot table: Too much extra metadata in snapshot table entry %d" % index)
         check.result.say("You can force-remove this extra metadata with qemu-img check -r all")
         raise GiveUp("File too large", errno=errno.EFBIG)
-    check.result.say("Discarding too much extra metadata in snapshot table entry %d (%d > %d)" % (index, snapshot.extra_size, MAX_SNAPSHOT_EXTRA))
+    check.result.say("Discarding too much extra metadata in snapshot table entry %d (%d > %d)" % (index, snapshot.extra_data_size, MAX_SNAPSHOT_EXTRA))
     check.snapshots_damaged += 1
 
 
@@ -208,11 +202,15 @@ def walk_snapshots(check: Check) -> None:
 
 def snapshot_names(check: Check, snapshot: Snapshot) -> tuple[str, str]:
     """ID and name of a snapshot, as text that gives the same bytes back."""
-    at = snapshot.position + _SNAPSHOT.size + snapshot.extra_size
-    raw = check.read(at, snapshot.id_size + snapshot.name_size)
-    parts = raw[: snapshot.id_size], raw[snapshot.id_size :]
-    first, second = (part.split(b"\0")[0].decode("utf-8", "surrogateescape") for part in parts)
+    first, second = (part.decode("utf-8", "surrogateescape") for part in _names(check, snapshot))
     return first, second
+
+
+def _names(check: Check, snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """ID and name of a snapshot up to their first NUL bytes."""
+    at = snapshot.position + SnapshotHeader.SIZE + snapshot.extra_data_size
+    raw = check.read(at, snapshot.id_str_size + snapshot.name_size)
+    return raw[: snapshot.id_str_size].split(b"\0")[0], raw[snapshot.id_str_size :].split(b"\0")[0]
 
 
 def write_snapshots(check: Check) -> None:
@@ -241,17 +239,14 @@ def write_snapshots(check: Check) -> None:
 
 def _mended(check: Check, snapshot: Snapshot) -> bytes:
     """A snapshot table entry with extra data of a size that is allowed."""
-    extra_size = snapshot.extra_size if snapshot.extra_size <= MAX_SNAPSHOT_EXTRA else _SNAPSHOT_EXTRA_KNOWN
-    at = snapshot.position + _SNAPSHOT.size
-    extra = bytearray(check.read(at, extra_size))
+    size = snapshot.extra_data_size if snapshot.extra_data_size <= MAX_SNAPSHOT_EXTRA else _SNAPSHOT_EXTRA_KNOWN
+    extra = check.read(snapshot.position + SnapshotHeader.SIZE, size)
     if len(extra) < _SNAPSHOT_EXTRA:
-        state_size = snapshot.fields[32:36] if len(extra) < 8 else b""
-        extra += bytes(4) + state_size if state_size else b""
-        extra += check.header.size.to_bytes(8, "big")
-    names = check.read(at + snapshot.extra_size, snapshot.id_size + snapshot.name_size)
-    id, name = (part.split(b"\0")[0] for part in (names[: snapshot.id_size], names[snapshot.id_size :]))
-    sizes = len(id).to_bytes(2, "big") + len(name).to_bytes(2, "big")
-    data = snapshot.fields[:12] + sizes + snapshot.fields[16:36] + len(extra).to_bytes(4, "big") + bytes(extra) + id + name
+        extra = (extra[:8] if len(extra) >= 8 else snapshot.vm_state_size.to_bytes(8, "big")) + check.header.size.to_bytes(8, "big")
+    id, name = _names(check, snapshot)
+    mended = SnapshotHeader.unpack(snapshot.pack())
+    mended.extra_data_size, mended.id_str_size, mended.name_size = len(extra), len(id), len(name)
+    data = mended.pack() + extra + id + name
     return data + bytes(-len(data) % 8)
 
 
@@ -270,20 +265,10 @@ class Bitmap:
         self.in_use = in_use
 
 
-def bitmaps_extension(header: Header) -> Optional[BitmapsExtension]:
-    """The bitmaps extension, None where the image has none that counts."""
-    data = header.extension(EXT_BITMAPS)
-    if data is None or not header.autoclear_features & BITMAPS:
-        return None
-    return BitmapsExtension.unpack(data)
-
-
 def read_bitmaps(check: Check) -> list[Bitmap]:
     """The bitmaps. Raises Corrupt in QEMU's words: no image with broken bitmaps is opened."""
     from .bitmaps import open_bitmaps
 
-    if bitmaps_extension(check.header) is None:
-        return []
     try:
         found = open_bitmaps(check.image)
     except Corrupt as exc:
@@ -307,10 +292,12 @@ def _table_entries(check: Check, bitmap: Bitmap) -> Iterator[int]:
 
 def walk_bitmaps(check: Check) -> None:
     """Count the bitmap directory, the bitmap tables and the bitmaps' data."""
-    extension = bitmaps_extension(check.header)
-    if extension is None:
+    from .bitmaps import extension
+
+    found = extension(check.header)
+    if found is None:
         return
-    check.count(extension.bitmap_directory_offset, extension.bitmap_directory_size)
+    check.count(found.bitmap_directory_offset, found.bitmap_directory_size)
     for bitmap in check.bitmaps:
         check.count(bitmap.table_offset, bitmap.table_size * 8)
         for entry in _table_entries(check, bitmap):
