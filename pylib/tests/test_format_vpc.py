@@ -317,7 +317,7 @@ def test_a_parent_has_what_the_bitmaps_leave_out(tmp_path: Path) -> None:
         [(b"W2ku", utf16("C:\\machines\\nowhere.vhd")), (b"W2ru", utf16(".\\sub\\..\\base.vhd"))],
         [(b"W2ku", utf16("C:\\machines\\base.vhd"))],
         [(b"W2ku", utf16("\\\\server\\share\\base.vhd"))],
-        [(b"MacX", b"file://localhost%s/base.vhd")],
+        [(b"MacX", b"file://localhost%s/b%%61se.vhd")],
         [(b"W2ku", b"%s/base.vhd")],
         [(b"W2xx", b"nothing")],
     ],

@@ -133,6 +133,13 @@ class BlockFormat(Format):
     block_size = 0  # bytes
     stored = STORED  # the status of a block that is there
 
+    def preload(self) -> None:
+        """See Hooks.preload."""
+        from . import kernels
+
+        del kernels
+        super().preload()
+
     def _runs(self, first: int, count: int) -> Iterable[tuple[int, int, Optional[int]]]:
         """(index, count, host offset or None) of the blocks from `first` on; those of a run follow one another in the file."""
         raise NotImplementedError(self.driver)

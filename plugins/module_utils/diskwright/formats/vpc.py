@@ -15,7 +15,7 @@ from ..blockmap import STORED, BlockFormat, BlockMap
 from ..cache import read_padded
 from ..errors import Corrupt, Error, Unsupported, WrongFormat
 from ..extent import RECURSE, Extent
-from ..node import CHUNK, OpenFlags, Reference
+from ..node import CHUNK, Alloc, OpenFlags, Reference
 from ..ondisk import Struct
 from ..options import Options, Size, opt
 
@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Optional
 
-    from ..node import Alloc, Node
+    from ..node import Node
     from ..ondisk import bytes4, bytes8, bytes16, bytes192, bytes256, bytes427, bytes512, u8, u16, u32, u64
     from ..options import NodeRef
 
@@ -214,8 +214,6 @@ class Vpc(BlockFormat):
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         if not self.fixed:
             return super()._alloc(offset, length)
-        from ..node import Alloc
-
         self._check_end(offset + length)
         return [Alloc(offset, length, self.file, offset)]
 
@@ -450,7 +448,9 @@ def parent_name(file: Node, header: Header) -> str:
     for code in (b"W2ru", b"W2ku", b"MacX", b""):
         name = names.get(code, "").split("\0", 1)[0].replace("\\", "/")
         if name.startswith("file://"):
-            name = name[name.find("/", len("file://")) :] if "/" in name[len("file://") :] else ""
+            from urllib.parse import unquote
+
+            name = unquote("/" + name[len("file://") :].partition("/")[2])
         if name[1:2] == ":" or name.startswith("//"):
             name = name.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
         while name.startswith("./"):
