@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from subjects import CHECKED, SECTOR, Image, Subject, patches, qemu_check
+from subjects import AES, QCOW2_KEY, CHECKED, SECTOR, Image, Subject, patches, qemu_check
 from recorder import Recorder, after_crash
 
 K = 1024
@@ -141,6 +141,7 @@ CRASHES = [
     Subject("sub-16k", "qcow2", {"extended_l2": True, "cluster_size": 16 * K}, size=600 * K),
     Subject("sub-32k", "qcow2", {"extended_l2": True, "cluster_size": 32 * K}, size=600 * K, backing="shorter"),
     Subject("lazy", "qcow2", {"cluster_size": 1 * K, "lazy_refcounts": True}, size=300 * K),
+    Subject("aes", "qcow2", {**AES, "cluster_size": 4 * K}, size=300 * K, backing="shorter", runtime=QCOW2_KEY),
     Subject("qed", "qed", {"cluster_size": 4 * K, "table_size": 2}, size=600 * K),
     Subject("qcow", "qcow", size=600 * K),
     Subject("qed-backing", "qed", {"cluster_size": 4 * K}, size=600 * K, backing="longer"),
@@ -223,7 +224,8 @@ def test_a_crash_leaves_old_or_new_and_at_worst_leaks(tmp_path: Path, subject: S
     writes = [i + 1 for i, request in enumerate(file.log) if request.verb != "read"]
     for position in sorted(chance.sample(writes, min(POINTS, len(writes)))):
         image.path.write_bytes(after_crash(before, file.log, position, chance, orderly))
-        assert qemu_check(image.path, subject.driver) in SOUND or repairable(subject, image.path), "corrupt after request %d of %d" % (position, len(file.log))
+        sound = qemu_check(image.path, subject.driver, subject.runtime) in SOUND
+        assert sound or repairable(subject, image.path), "corrupt after request %d of %d" % (position, len(file.log))
         with image.open(writable=False, resize=False) as node:
             if subject.driver in CHECKED:
                 result = node.check()
@@ -241,8 +243,8 @@ def test_a_crash_leaves_old_or_new_and_at_worst_leaks(tmp_path: Path, subject: S
         with image.open() as node:  # and it can be written on, and repaired
             node.pwrite(0, b"on it goes")
             assert node.pread(0, 10) == b"on it goes"
-        assert qemu_check(image.path, subject.driver) in SOUND
+        assert qemu_check(image.path, subject.driver, subject.runtime) in SOUND
         if subject.driver == "qcow2":
             with image.open(check=True) as node:
                 node.check("leaks")
-            assert qemu_check(image.path) == 0
+            assert qemu_check(image.path, subject.driver, subject.runtime) == 0
