@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from qcow2_images import check_theirs, make_theirs, open_image, qemu_io, read_theirs, tool
 
-from diskwright.errors import Corrupt, Error, Unsupported
+from diskwright.errors import Corrupt, Error
 from diskwright.extent import ALLOCATED, DATA, ZERO
 from diskwright.formats.qcow2 import header as layout
 from diskwright.formats.qcow2.options import Qcow2Options, check_options
