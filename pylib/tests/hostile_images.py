@@ -344,6 +344,36 @@ tables("compressed-of-header", l2=COMPRESSED)
 tables("compressed-copied", l2=COMPRESSED | COPIED | DATA)
 
 
+PLACE = 5 << 14  # of the data, with clusters of 16 KiB
+
+
+def extended(name: str, entry: int, bitmap: int) -> None:
+    """An attack that is one extended L2 entry."""
+
+    def write(path: Path) -> None:
+        draft = Draft(14, incompatible_features=16)
+        draft.put(draft.l2, u64(entry, bitmap))
+        draft.save(path)
+
+    ATTACKS["extended-" + name] = write
+
+
+extended("contradiction", COPIED | PLACE, MAX64)
+extended("data-nowhere", 0, MAX32)
+extended("far", COPIED | (1 << 56) - (1 << 14), MAX32)
+extended("header", COPIED | 1 << 60, MAX32)
+extended("compressed-bitmap", COMPRESSED | PLACE, MAX64)
+
+
+@attack
+def extended_shared(path: Path) -> None:
+    """All entries lead to one cluster, with every second subcluster in it: as many extents as there can be."""
+    draft = Draft(14, 64 << 20, incompatible_features=16, l1_size=4)
+    draft.put(draft.l1, u64(draft.l2) * draft.fields["l1_size"])
+    draft.put(draft.l2, u64(draft.data, 0x55555555 | 0xAAAAAAAA << 32) * 1024)
+    draft.save(path)
+
+
 @attack
 def tables_shared_l2(path: Path) -> None:
     """All L1 entries lead to one L2 table, all its entries to one cluster: 64 MiB from 24 KiB."""
