@@ -393,6 +393,21 @@ def test_blocks_over_blocks(tmp_path: Path) -> None:
     assert found.code == 2 and found.out.startswith("\n2 errors") and "entry 2: another block is at offset %d too" % (DATA + M) in found.err
 
 
+def test_new_blocks_are_behind_all_others(tmp_path: Path) -> None:
+    """Also behind a last block that the file does not hold to its end, as QEMU makes them in fixed images."""
+    draft = Draft()
+    draft.items["parameters"] = struct.pack("<II", 2 * M, 0)
+    draft.items["size"] = struct.pack("<Q", 5 * M)
+    draft.bat = [2, 2, DATA | 6]
+    (tmp_path / "image").write_bytes(draft.build())
+    with Graph().open(str(tmp_path / "image"), flags=OpenFlags(writable=True)) as node:
+        node.pwrite(5, b"new")
+        assert node.pread(0, 5 * M) == bytes(5) + b"new" + bytes(4 * M - 8) + b"d" * M
+    same("check image", tmp_path)
+    with Graph().open(str(tmp_path / "image")) as node:
+        assert [extent.host_offset for extent in node.resolve(0, 5 * M) if extent.host] == [DATA + 2 * M, DATA]
+
+
 def test_a_table_full_of_noise(tmp_path: Path) -> None:
     """A BAT of 1 MiB, each entry another one, and as many regions as there can be."""
     draft = Draft()

@@ -19,7 +19,7 @@ from .log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Iterator, Optional
+    from typing import Any, Iterator, Optional
 
     from ...node import Alloc, Node, Reference
     from ...options import NodeRef
@@ -139,7 +139,7 @@ class Vhdx(BlockFormat):
 
     def _take(self, index: int) -> int:
         untouched = self.file.size
-        start = untouched if self.file.growable else self._end
+        start = max(untouched, self._end) if self.file.growable else self._end
         place = -(-start // M) * M
         if self.file.growable:
             self.file.truncate(place + self.block_size)
@@ -212,29 +212,34 @@ class Vhdx(BlockFormat):
         for index, count, state, place in self.bat.runs(0, self.layout.blocks):
             if state != FULLY_PRESENT:
                 continue
-            self._end = max(self._end, min(place + count * size, file_size))
             if place + count * size <= file_size and not regions.conflict(place, place + count * size):
+                self._end = max(self._end, place + count * size)
                 continue
             for at in range(count):
-                for words in self._faults(index + at, place + at * size, file_size):
+                faults = self._faults(index + at, place + at * size, file_size)
+                if not faults:  # the last block, which the file need not hold to its end
+                    self._end = max(self._end, place + (at + 1) * size)
+                for words in faults:
                     if result is None:
                         raise refused(self.file, words.rstrip("."))
                     result.say("qemu-img: " + words)
                     result.corruptions += 1
 
-    def _faults(self, index: int, place: int, file_size: int) -> Iterable[str]:
+    def _faults(self, index: int, place: int, file_size: int) -> list[str]:
         """In QEMU's words what is wrong with the place of a block."""
+        found = []
         end = place + min(self.block_size, self.layout.size - index * self.block_size)
         conflict = self.layout.regions.conflict(place, place + self.block_size)
         if conflict:
-            yield conflict
+            found.append(conflict)
         if place + self.block_size >= END_OF_NUMBERS:
-            yield "VHDX BAT entry %d offset overflow." % index
+            found.append("VHDX BAT entry %d offset overflow." % index)
         truncated = "points after end of file (%d). Image has probably been truncated." % file_size
         if place >= file_size:
-            yield "VHDX BAT entry %d start offset %d %s" % (index, place, truncated)
+            found.append("VHDX BAT entry %d start offset %d %s" % (index, place, truncated))
         elif end > file_size:
-            yield "VHDX BAT entry %d end offset %d %s" % (index, end - 1, truncated)
+            found.append("VHDX BAT entry %d end offset %d %s" % (index, end - 1, truncated))
+        return found
 
     def _check(self, repair: str) -> CheckResult:
         from ...tally import CheckResult
