@@ -175,6 +175,15 @@ def test_lzma_without_its_container() -> None:
     assert b"".join(codecs.decompress(LZMA, iter([stored]), len(data))) == data
 
 
+def test_adc() -> None:
+    """The example of https://en.wikipedia.org/wiki/Apple_Data_Compression; and what cannot be."""
+    stored, expected = bytes.fromhex("83feedface000040 0006"), bytes.fromhex("feedfacecececefeedface")
+    assert b"".join(codecs.decompress(ADC, iter([stored[:3], stored[3:]]), len(expected))) == expected
+    for broken, size in ((stored, 10), (stored, 12), (stored[:-1], 11), (b"\x00\x00", 3), (b"\x40", 4), (b"", 1), (stored * 100000, 11), (stored, 5 << 20)):
+        with pytest.raises(Error):
+            list(codecs.decompress(ADC, iter([broken]), size))
+
+
 def test_lzfse() -> None:
     """With a library at hand it decompresses; without, the error names the packages."""
     expected = b"hello world " * 1000
