@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ...cache import read_padded
+from ...extent import ZERO
 from ...node import CHUNK
 
 TYPE_CHECKING = False
@@ -50,15 +51,33 @@ class L1Table:
         self._dirty[number] = min(low, rest), max(high, rest + 1)
 
     def next_used(self, index: int, stop: int) -> int:
-        """The first entry from `index` on that is not empty, or `stop`."""
+        """The first entry from `index` on that is not empty, or `stop`. Holes of the file are not read."""
         while index < stop:
             number, rest = divmod(index, PAGE)
-            page = self._page(number)
-            empty = len(page) - len(memoryview(page)[rest * 8 :].tobytes().lstrip(b"\0")) - rest * 8
-            index = min(stop, index + empty // 8) if empty < len(page) - rest * 8 else (number + 1) * PAGE
-            if empty < len(page) - rest * 8:
-                break
-        return min(index, stop)
+            skipped = 0 if rest or number in self._pages else self._hole(number)
+            if skipped:
+                index += skipped * PAGE
+                continue
+            part = bytes(memoryview(self._page(number))[rest * 8 :])
+            filled = part.lstrip(b"\0")
+            if filled:
+                return min(stop, index + (len(part) - len(filled)) // 8)
+            index = (number + 1) * PAGE
+        return stop
+
+    def _hole(self, number: int) -> int:
+        """How many pages from one on, none of which was read, lie in a hole of the file or behind its end."""
+        last = min([-(-self.count // PAGE), *(page for page in self._pages if page > number)])
+        start = self.offset + number * PAGE * 8
+        if start >= self.file.size:
+            return last - number
+        end = min(self.offset + last * PAGE * 8, self.file.size)
+        first = self.file.resolve(start, end - start, True, 1)[0]
+        if not first.status & ZERO:
+            return 0
+        if first.length == end - start and end == self.file.size:
+            return last - number
+        return min(last - number, first.length // (PAGE * 8))
 
     @property
     def dirty(self) -> bool:
