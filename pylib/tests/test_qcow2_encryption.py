@@ -80,9 +80,9 @@ def both(line: str, place: Path) -> Outcome:
     return found
 
 
-def read(run: Any, place: Path, described: str) -> bytes:
+def read(run: Any, place: Path, described: str, options: str = "") -> bytes:
     """What one of the two reads."""
-    done = run(with_secrets("convert --image-opts %s -O raw read" % described), place)
+    done = run(with_secrets("convert --image-opts %s %s -O raw read" % (options, described)), place)
     assert done == (0, "", ""), done
     return (place / "read").read_bytes()
 
@@ -383,6 +383,9 @@ def test_changes(gallery: tuple[Path, dict[str, str]], line: str) -> None:
             image += ",backing.encrypt.key-secret=s"
         left = read(theirs, pair[0], image)
         assert read(theirs, pair[1], image) == left and read(ours, pair[1], image) == left, name
+        if name == "alone" and "-d one" not in line:
+            kept = read(theirs, place, image, "-l one")  # qemu-img shows as much of it as the disk has
+            assert kept[: len(left)].ljust(len(left), b"\0") == read(theirs, pair[1], image, "-l one")
         both("check --image-opts " + image.replace(",backing.encrypt.key-secret=s", ""), pair[1])
         both("map --output=json --image-opts " + image, pair[1])
 
