@@ -110,6 +110,8 @@ def test_the_refcount_table_grows(tmp_path: Path, options: str) -> None:
         "encrypt.format=luks",
         "encrypt.format=foo",
         "encrypt.key-secret=s",
+        "encrypt.format=luks,encrypt.key-secret=s",
+        "encrypt.format=aes,encrypt.key-secret=s,size=1T",
         "encryption=on,encrypt.format=luks",
         "cluster_size=512,size=1T",
         "backing_fmt=raw,backing_file=" + 1100 * "b",
