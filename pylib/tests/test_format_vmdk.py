@@ -204,7 +204,6 @@ def test_extent_lines(tmp_path: Path) -> None:
         ("vmfs", 'RW 2048 VMFS "flat"'),
         ("vmfs", 'RW 2048 VMFS "flat" 0'),
         ("twoGbMaxExtentFlat", 'RW 10 FLAT "flat" 3\nRW 20 FLAT "flat" 1\nRW 30 FLAT "flat" 0'),
-        ("monolithicFlat", 'RW 2048 FLAT "flat" 0\nRDONLY 10 FLAT "flat" 0\nNOACCESS 10 FLAT "flat" 0\nRW 10 ZERO'),
         ("twoGbMaxExtentSparse", 'RW 256 SPARSE "sparse"\nRW 256 SPARSE "sparse"'),
         ("twoGbMaxExtentSparse", 'RW 256 SPARSE "sparse"\nRW 70 FLAT "flat" 0'),
         ("vmfsSparse", 'RW 8192 VMFSSPARSE "cowd"'),
@@ -263,6 +262,26 @@ def test_descriptors_of_other_products(tmp_path: Path) -> None:
         changed = (tmp_path / "image").read_bytes()
         assert len(changed) == len(text) and re.sub(rb"(?<=CID)( ?= ?)[0-9a-f]{8}", b"", changed) == re.sub(rb"(?<=CID)( ?= ?)[0-9a-f]{8}", b"", text)
         assert changed != text
+
+
+def test_extents_that_are_not_written(tmp_path: Path) -> None:
+    """QEMU passes over all of them, so that everything behind is somewhere else."""
+    data = content(M)
+    (tmp_path / "flat").write_bytes(data)
+    for lines, expected in (
+        ('RW 2048 FLAT "flat" 0\nRDONLY 10 FLAT "flat" 3\nRW 1 FLAT "flat" 1', data + data[3 * SECTOR : 13 * SECTOR] + data[SECTOR : 2 * SECTOR]),
+        ('RW 10 ZERO\nRW 5 FLAT "flat" 300\nRW 7 ZERO\nRW 9 ZERO', bytes(10 * SECTOR) + data[300 * SECTOR : 305 * SECTOR] + bytes(16 * SECTOR)),
+        ("RW 3 ZERO", bytes(3 * SECTOR)),
+    ):
+        (tmp_path / "image").write_text(descriptor(lines, "monolithicFlat"))
+        with Graph().open(str(tmp_path / "image")) as node:
+            assert node.pread(0, node.size) == expected
+        assert ours(["info", "image"], tmp_path).code == 0
+        with pytest.raises(Error), Graph().open(str(tmp_path / "image"), flags=OpenFlags(writable=True)) as node:
+            node.pwrite(0, b"x")
+    (tmp_path / "image").write_text(descriptor('RW 2048 FLAT "flat" 0\nNOACCESS 10 FLAT "flat" 0', "monolithicFlat"))
+    with pytest.raises(Error, match="may not be accessed"):
+        Graph().open(str(tmp_path / "image"))
 
 
 def test_what_is_no_descriptor(tmp_path: Path) -> None:

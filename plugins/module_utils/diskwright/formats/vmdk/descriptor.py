@@ -29,15 +29,17 @@ EINVAL, ENOTSUP, EFBIG = 22, 95, 27
 SPLIT_TYPES = ("monolithicFlat", "vmfs", "vmfsSparse", "seSparse", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")
 EMBEDDED_TYPES = ("monolithicSparse", "streamOptimized")
 FLAT_KINDS = ("FLAT", "VMFS")
+ZERO_KIND = "ZERO"  # an extent without a file
 SPARSE_KINDS = ("SPARSE", "VMFSSPARSE", "SESPARSE")
 
 
 class ExtentLine:
     """One extent as the descriptor names it: its size in sectors, its kind, its file and where in that it begins."""
 
-    __slots__ = ("sectors", "kind", "name", "start_sector")
+    __slots__ = ("sectors", "kind", "name", "start_sector", "read_only")
 
-    def __init__(self, sectors: int, kind: str, name: str, start_sector: int = 0) -> None:
+    def __init__(self, sectors: int, kind: str, name: str, start_sector: int = 0, read_only: bool = False) -> None:
+        self.read_only = read_only
         self.sectors = sectors
         self.kind = kind
         self.name = name
@@ -131,10 +133,14 @@ def _unquoted(value: str) -> str:
 def _extent(line: str) -> Optional[ExtentLine]:
     """One extent line; None for what is another line, or an extent that QEMU passes over. Raises Corrupt, Unsupported."""
     words = line.split(None, 3)
-    if len(words) < 4 or words[0] != "RW":
+    if len(words) < 3 or words[0] not in ("RW", "RDONLY", "NOACCESS"):
         return None
     sectors, kind = _number(words[1]), words[2]
-    if sectors is None or not words[3].startswith('"') or words[3].count('"') < 2:
+    if words[0] == "NOACCESS" and sectors is not None:
+        raise Unsupported("An extent may not be accessed: %s" % line[:128], errno=ENOTSUP)
+    if kind == ZERO_KIND and sectors is not None and sectors > 0:
+        return ExtentLine(min(sectors, MAX_SECTORS + 1), kind, "", 0, True)
+    if len(words) < 4 or sectors is None or not words[3].startswith('"') or words[3].count('"') < 2:
         return None
     name, rest = words[3][1:].split('"', 1)
     start = rest.split()
@@ -151,7 +157,7 @@ def _extent(line: str) -> Optional[ExtentLine]:
         return None
     if first > MAX_SECTORS:
         raise wrong
-    return ExtentLine(min(sectors, MAX_SECTORS + 1), kind, name, first)
+    return ExtentLine(min(sectors, MAX_SECTORS + 1), kind, name, first, words[0] == "RDONLY")
 
 
 def _number(text: str) -> Optional[int]:

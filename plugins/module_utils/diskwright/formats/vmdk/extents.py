@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .image import Vmdk
 
     Run = tuple[int, int, int, int]  # offset, length, kind, offset in the file
-    AnyExtent = Union["FlatExtent", "SparseExtent"]
+    AnyExtent = Union["FlatExtent", "ZeroExtent", "SparseExtent"]
 
 HOLE, ZEROES, DATA = range(3)  # kinds of grains
 
@@ -45,6 +45,22 @@ class FlatExtent:
         self.size = line.sectors * SECTOR
         self.kind = line.kind
         self.first = line.start_sector * SECTOR
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+
+class ZeroExtent:
+    """A part of the disk that reads as zeroes, and has no file."""
+
+    compressed = False
+    grain = 0
+
+    def __init__(self, start: int, line: ExtentLine) -> None:
+        self.start = start
+        self.size = line.sectors * SECTOR
+        self.kind = line.kind
 
     @property
     def end(self) -> int:
@@ -205,6 +221,8 @@ def open_extent(image: Vmdk, file: Node, start: int, line: ExtentLine, flags: Op
     from ...errors import ReadOnly
     from .descriptor import FLAT_KINDS
 
+    if line.read_only and flags.writable:
+        raise ReadOnly("The extent '%s' can only be read" % line.name, filename=image.filename, errno=13)
     if line.kind in FLAT_KINDS:
         return FlatExtent(file, start, line)
     layout = read_sesparse(file) if line.kind == "SESPARSE" else read_layout(file, flags.writable)

@@ -15,7 +15,7 @@ from ...extent import DATA as STORED
 from ...node import Format, OpenFlags, Reference
 from . import descriptor as text
 from .descriptor import Descriptor, ExtentLine, local_name
-from .extents import DATA, HOLE, FlatExtent, SparseExtent, open_extent
+from .extents import DATA, HOLE, FlatExtent, SparseExtent, ZeroExtent, open_extent
 from .header import COWD_MAGIC, MAGIC, SparseHeader, embedded_descriptor, read_layout, read_record
 from .options import FLAT, VmdkCreateOptions, VmdkOptions, check_options
 
@@ -86,8 +86,7 @@ class Vmdk(Format):
         if self.descriptor.create_type not in text.SPLIT_TYPES:
             raise Error("Unsupported image type '%s'" % self.descriptor.create_type, errno=95)
         self._named = self.descriptor.extents()
-        if not self._named:
-            self._settle()
+        self._add_zeroes()
 
     def _read_descriptor(self) -> None:
         """Read the descriptor, wherever it is. Raises Corrupt."""
@@ -112,7 +111,7 @@ class Vmdk(Format):
 
     def references(self) -> list[Reference]:
         found = []
-        for number, line in enumerate(self._named):
+        for number, line in enumerate(line for line in self._named if line.kind != text.ZERO_KIND):
             role = "extents.%d" % number
             if role not in self.children:
                 found.append(Reference(role, local_name(line.name, self.file.filename), protocol=True))
@@ -125,9 +124,14 @@ class Vmdk(Format):
             super().attach(role, child)
             return
         self.children = {role: child, **self.children}  # the order in which QEMU lists them
-        line = self._named[int(role.split(".")[1])]
         start = self.extents[-1].end if self.extents else 0
-        self._add(open_extent(self, child, start, line, self.flags))
+        self._add(open_extent(self, child, start, self._named[len(self.extents)], self.flags))
+        self._add_zeroes()
+
+    def _add_zeroes(self) -> None:
+        """Add the extents that have no file, up to the next one that has; after the last one the image is whole."""
+        while len(self.extents) < len(self._named) and self._named[len(self.extents)].kind == text.ZERO_KIND:
+            self._add(ZeroExtent(self.extents[-1].end if self.extents else 0, self._named[len(self.extents)]))
         if len(self.extents) == len(self._named):
             self._settle()
 
@@ -189,6 +193,9 @@ class Vmdk(Format):
         for extent, at, count in self.parts(offset, length):
             if isinstance(extent, FlatExtent):
                 yield Extent(extent.start + at, count, STORED | OFFSET_VALID | ALLOCATED | RECURSE, extent.file, extent.first + at)
+                continue
+            if isinstance(extent, ZeroExtent):
+                yield Extent(extent.start + at, count, ZERO | ALLOCATED)
                 continue
             for start, number, kind, place in extent.runs(at, count):
                 start += extent.start
@@ -285,7 +292,8 @@ class Vmdk(Format):
     def format_specific(self) -> dict[str, Any]:
         extents = []
         for extent in self.extents:
-            entry: dict[str, Any] = {"virtual-size": extent.size, "filename": extent.file.filename, "format": extent.kind}
+            name = "" if isinstance(extent, ZeroExtent) else extent.file.filename
+            entry: dict[str, Any] = {"virtual-size": extent.size, "filename": name, "format": extent.kind}
             if extent.grain:
                 entry["cluster-size"] = extent.grain
             if extent.compressed:

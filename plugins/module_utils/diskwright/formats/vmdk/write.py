@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from array import array
 
-from ...errors import Error, Unsupported
+from ...errors import Error, ReadOnly, Unsupported
 from ...hooks import Alloc
 from .descriptor import new_cid, with_cid
-from .extents import DATA, HOLE, ZERO_ENTRY, FlatExtent, SparseExtent
+from .extents import DATA, HOLE, ZERO_ENTRY, FlatExtent, SparseExtent, ZeroExtent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .image import Vmdk
 
 SECTOR = 512
-EFBIG, EINVAL = 27, 22
+EFBIG, EACCES = 27, 13
 
 
 def reserve(image: Vmdk, offset: int, length: int) -> list[Alloc]:
@@ -35,6 +35,8 @@ def reserve(image: Vmdk, offset: int, length: int) -> list[Alloc]:
         for extent, at, count in image.parts(offset, length):
             if isinstance(extent, FlatExtent):
                 found.append(Alloc(extent.start + at, count, extent.file, extent.first + at))
+            elif isinstance(extent, ZeroExtent):
+                raise ReadOnly("This part of the disk has no file, and reads as zeroes", filename=image.filename, offset=offset, errno=EACCES)
             elif extent.compressed:
                 found.append(Alloc(extent.start + at, count, image, extent.start + at))
             else:
@@ -152,6 +154,7 @@ def zero(image: Vmdk, offset: int, length: int, unmap: bool) -> tuple[int, int]:
     for extent, at, count in image.parts(offset, length):
         if isinstance(extent, FlatExtent):
             extent.file.pwrite_zeroes(extent.first + at, count, unmap)
+        if not isinstance(extent, SparseExtent):
             position = extent.start + at + count
             continue
         if extent.compressed:
