@@ -54,7 +54,6 @@ class Qed(Format):
         self.cluster_size = self.allocation_unit = self.header.cluster_size
         self._size = self.header.image_size
         self._read_names()
-        self.ordered = True  # False while nobody else can see the image, as it is being made
         self.load_tables()
         if flags.writable:
             self._open_for_writing()
@@ -333,14 +332,9 @@ class Qed(Format):
     def update_header(self) -> None:
         """Write the header in one piece, after all that came before it."""
         self.write_back()
-        self.barrier()
+        self.file.flush()
         self.file.write_hosted(0, memoryview(self.header.pack()))
-        self.barrier()
-
-    def barrier(self) -> None:
-        """What was written up to now reaches the disk before what follows."""
-        if self.ordered:
-            self.file.flush()
+        self.file.flush()
 
     def write_back(self) -> None:
         """Bring cached tables into the file, in order; the last step still waits for a flush of the file."""
@@ -350,7 +344,7 @@ class Qed(Format):
             if self.file.size < self.end and self.fresh:
                 self.file.truncate(self.end)  # what of a new table has no entries was not written
             self.cache.write(self.fresh)
-            self.barrier()
+            self.file.flush()
             self.cache.write()
             self.fresh.clear()
 

@@ -11,7 +11,7 @@ import stat
 
 from ...errors import Corrupt
 from ...node import CHUNK
-from .layout import MAX_DEPTH, SECTOR, Item
+from .layout import MAX_DEPTH, MAX_DIRECTORY, MAX_ITEMS, SECTOR, Item
 from .names import DELETED, DIRECTORY, ENTRY, LONG, LONG_MASK, VOLUME, DirectoryEntry, unpack_long
 
 TYPE_CHECKING = False
@@ -239,7 +239,10 @@ class Parser:
                 return found
 
     def _content(self, chain: list[int]) -> bytes:
+        """The entries of a directory."""
         geometry = self._geometry
+        if (len(chain) - 1) * geometry.cluster_size > MAX_DIRECTORY * ENTRY:
+            raise self._overlay.refusal("a directory has more than %d entries" % MAX_DIRECTORY)
         return b"".join([self._overlay._bytes(geometry.place(cluster), geometry.cluster_size) for cluster in chain])
 
     def _children(self, parent: Item, data: bytes, old: Optional[Item], depth: int) -> None:
@@ -267,6 +270,8 @@ class Parser:
             raise refusal("a name that no file can have: %r" % name)
         if depth > MAX_DEPTH:
             raise refusal("directories are nested too deep")
+        if len(self._chains) > MAX_ITEMS:
+            raise refusal("there are more than %d files" % MAX_ITEMS)
         path = before.path if before is not None else os.path.join(parent.path, name)
         if path in self._chains:
             raise refusal("there are two of %s" % path)
