@@ -418,9 +418,9 @@ def test_entries_that_cannot_be(tmp_path: Path, entry: int, bitmap: int) -> None
         path.write_bytes(raw)
         node = open_image(path)
         try:
-            with pytest.raises(Corrupt):
+            with pytest.raises(Corrupt, match="qcow2: Marking image as corrupt: "):
                 if call == "pwrite":
-                    node.pwrite(100, b"y" * 200)
+                    node.pwrite(0, b"y" * 2 * K)
                 else:
                     node.pwrite_zeroes(100, 200)
         finally:

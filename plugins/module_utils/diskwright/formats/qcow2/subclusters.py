@@ -124,6 +124,7 @@ def _reserve(image: Qcow2, start: int, end: int) -> list[Alloc]:
             table = image.tables.cache.get(l2_offset)
             entries = entry_column(table, first, count)
             bitmaps = big_array(table[first * 16 : (first + count) * 16])[1::2]
+            _check_bitmaps(image, l2_offset, first, entries, bitmaps)
             for index, run, kind, value in kernels.l2_runs(entries, 0, count, size, image.tables.external, count):
                 low = position + index * size
                 span = max(start, low), min(end, low + run * size)
@@ -142,6 +143,14 @@ def _reserve(image: Qcow2, start: int, end: int) -> list[Alloc]:
     return allocs
 
 
+def _check_bitmaps(image: Qcow2, l2_offset: int, first: int, entries: bytes, bitmaps: array[int]) -> None:
+    """Raise Corrupt, and mark the image, where entries (from number `first` of a table on) contradict themselves."""
+    for index, (entry, bitmap) in enumerate(zip(big_array(entries), bitmaps)):
+        hosted = entry & OFFSET_MASK or image.tables.external and entry & COPIED
+        if not entry & COMPRESSED and bitmap & ALL_DATA and (not hosted or bitmap & bitmap >> SUBCLUSTERS & ALL_DATA):
+            raise image.corrupt("Invalid cluster entry found (L2 offset: %#x, L2 index: %s)" % (l2_offset, c_hex(first + index)))
+
+
 def _reserve_hosted(image: Qcow2, allocs: list[Alloc], span: tuple[int, int], low: int, place: int, bitmaps: array[int]) -> None:
     """Room in clusters, from guest offset `low` on, that are ours alone and lie at `place`: what has data is written in place."""
     unit, host = image.allocation_unit, image.data_file
@@ -149,8 +158,6 @@ def _reserve_hosted(image: Qcow2, allocs: list[Alloc], span: tuple[int, int], lo
     while position < end:
         cluster, at = divmod((position - low) // unit, SUBCLUSTERS)
         data = bitmaps[cluster] & ALL_DATA
-        if data & bitmaps[cluster] >> SUBCLUSTERS:
-            raise image.corrupt("Invalid cluster entry found (guest offset: %s)" % c_hex(low + cluster * image.cluster_size), fatal=False)
         has_data = data >> at & 1
         while at < SUBCLUSTERS and data >> at & 1 == has_data:
             at += 1

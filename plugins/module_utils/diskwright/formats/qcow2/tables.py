@@ -120,7 +120,7 @@ class Tables:
                         "Cluster allocation offset %#x unaligned (L2 offset: %#x, L2 index: %s)" % (place, l2_offset, c_hex(index // scale))
                     )
             elif kind == kinds.INVALID:
-                raise self.image.corrupt("Invalid cluster entry found (L2 offset: %#x, L2 index: %s)" % (l2_offset, c_hex(index // scale)))
+                raise self.image.corrupt("Invalid cluster entry found  (L2 offset: %#x, L2 index: %s)" % (l2_offset, c_hex(index // scale)))
             if old and (kind == kinds.ZERO_PLAIN or kind == kinds.ZERO_ALLOC):
                 raise self.image.corrupt(
                     "Zero cluster entry found in pre-v3 image (L2 offset: %#x, L2 index: %s)" % (l2_offset, c_hex(index))
