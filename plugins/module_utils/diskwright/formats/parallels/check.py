@@ -48,10 +48,15 @@ def _tell(result: CheckResult, fix: bool, what: str) -> None:
     result.corruptions_fixed += fix
 
 
+def first_place(image: Parallels) -> int:
+    """Where the first cluster of an empty image comes: behind one that the header has for itself."""
+    return max(image.data_start, image.block_size)
+
+
 def find_end(image: Parallels, limit: int = 1 << 63) -> int:
-    """Where the last cluster ends, or the data area begins; clusters that end behind `limit` do not count."""
-    end = image.data_start
+    """Where the last cluster ends, or the first one may be; clusters that end behind `limit` do not count."""
     size = image.block_size
+    end = first_place(image)
     for _index, length, value, step in image.blocks.runs(0, image.blocks.count, image.step):
         last = value + (length - 1) * step
         if last and last * image.unit + size > limit and step:
@@ -87,7 +92,7 @@ def _check_end(image: Parallels, fix: bool, result: CheckResult) -> None:
     """What follows the last cluster belongs to nothing."""
     length = image.file_end
     end = find_end(image, length)
-    if end == image.data_start:
+    if end == first_place(image):  # nothing is inside the file
         end = find_end(image)
     image.end = end
     result.image_end_offset = end

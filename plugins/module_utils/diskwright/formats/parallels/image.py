@@ -111,7 +111,7 @@ class Parallels(BlockFormat):
         self.unclean = header.in_use == IN_USE
         self.table_end = -(-(Header.SIZE + 4 * header.nb_bat_entries) // SECTOR) * SECTOR
         self.data_start, self.data_off_wrong = self._find_start()
-        self.end = self.data_start  # of all clusters; only known if the image is open for writing
+        self.end = 0  # of all clusters; only known if the image is open for writing
         self._changing = False  # the file says that it is in use, by us
         self._freed = False
         self._free = bytearray()  # clusters before the end: 1 for those that are not in use
