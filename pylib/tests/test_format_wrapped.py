@@ -8,6 +8,7 @@ import bz2
 import gzip
 import lzma
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,8 +132,25 @@ def test_images_inside_are_named(tmp_path: Path) -> None:
         Graph().open(str(tmp_path / "image"), flags=OpenFlags(writable=True))
 
 
+def test_the_index_of_xz(tmp_path: Path) -> None:
+    """It says how long the disk is; what lies is found out by whoever reads on."""
+    data = content(M)
+    path = tmp_path / "image"
+    several = subprocess.run(["xz", "-c", "--block-size=100KiB"], input=data, capture_output=True, check=True).stdout
+    one = lzma.compress(data[:5])
+    for text, length in ((several, M), (several + one, M + 5), (one + bytes(8) + several + bytes(4), M + 5), (lzma.compress(b""), 0)):
+        path.write_bytes(text)
+        with Graph().open(str(path), "xz") as node:
+            assert isinstance(node, wrapped.Xz) and node.stated_size() == length
+            assert node.pread(0, node.size)[:length] == (data if text is several else (data + data[:5]) if text == several + one else b"".join(node.unpack()))
+    with little_memory():
+        for offset in range(1, 60):
+            for byte in (0, 0x7F, 0x80, 0xFF):
+                attempt(path, "xz", several[:-offset] + bytes((byte,)) + several[len(several) - offset + 1 :])
+
+
 def test_memory_of_xz(tmp_path: Path) -> None:
     """A dictionary of 1 GiB is not given."""
     (tmp_path / "image").write_bytes(lzma.compress(bytes(M), filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 128 * M, "preset": 0}]))
     with Graph().open(str(tmp_path / "image")) as node, pytest.raises(Error, match="[Mm]emory"):
-        assert node.size
+        node.pread(0, 1)

@@ -28,6 +28,8 @@ OUTPUT = 256 << 10  # and bytes that it may yield
 WINDOW = 8 << 20  # bytes that are kept of what was read: more than all threads of a copy have in hand
 MEMORY = 96 << 20  # bytes that an xz or zstd codec may use; `xz -9` needs 65 MiB
 ZSTD_WINDOW_BITS = 26
+XZ_STREAMS = 1000  # of a file, with their padding; and
+XZ_INDEX = 1 << 20  # bytes of an index: where there is more, the file is read to see what comes out
 LIMIT_FREE = 64 << 20  # bytes of the disk that are never too much
 LIMIT_RATIO = 2000  # and how often the length of the file may be added to that
 EINVAL, EACCES, ENOTSUP, EFBIG = 22, 13, 95, 27
@@ -71,7 +73,10 @@ class Wrapped(Format):
     def size(self) -> int:
         with self._reading:
             if not self._known:
-                self._size = sum(len(data) for data in iter(Unpacker(self).read, b""))
+                stated = self.stated_size()
+                if stated is not None and stated > self.limit:
+                    raise too_much(self)
+                self._size = stated if stated is not None else sum(len(data) for data in iter(Unpacker(self).read, b""))
                 self._known = True
         return -(-self._size // SECTOR) * SECTOR
 
@@ -109,6 +114,10 @@ class Wrapped(Format):
     def codec(self) -> Any:
         """A new decoder, as bz2.BZ2Decompressor is one."""
         raise NotImplementedError
+
+    def stated_size(self) -> Optional[int]:
+        """How many bytes come out, as the file says it itself; None where it does not."""
+        return None
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
@@ -160,8 +169,7 @@ class Unpacker:
                     raise Unsupported(text, filename=image.filename, errno=ENOTSUP)
         self._count += len(data)
         if self._count > image.limit:
-            text = "More than %d bytes come out of a %s file of %d bytes; the option limit=SIZE allows more" % (image.limit, image.driver, image.file.size)
-            raise Corrupt(text, filename=image.filename, errno=EFBIG)
+            raise too_much(image)
         return data
 
     def _more(self) -> bytes:
@@ -190,6 +198,12 @@ class Unpacker:
     def _damaged(self, why: str) -> Corrupt:
         text = "%s: the %s file is damaged at %d: %s" % (self.image.filename or self.image.file.filename, self.image.driver, self._position, why)
         return Corrupt(text, filename=self.image.filename, offset=self._position, errno=EINVAL)
+
+
+def too_much(image: Wrapped) -> Corrupt:
+    """The error for a file that may be a bomb."""
+    text = "More than %d bytes come out of a %s file of %d bytes; the option limit=SIZE allows more" % (image.limit, image.driver, image.file.size)
+    return Corrupt(text, filename=image.filename, errno=EFBIG)
 
 
 class _Inflate:
@@ -238,6 +252,48 @@ class Xz(Wrapped):
         except ImportError as exc:  # Python built without it
             raise Unsupported("xz files need Python's module lzma", filename=self.filename, errno=ENOTSUP) from exc
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY)
+
+    def stated_size(self) -> Optional[int]:
+        """The sum of what the indexes of all streams say, from the last one on; the decoder holds them against the content."""
+        end, total = self.file.size, 0
+        for _stream in range(XZ_STREAMS):
+            footer = self.file.pread(end - 12, 12) if end >= 32 else b""
+            if footer[8:] == bytes(4):  # padding
+                end -= 4
+                continue
+            length = (int.from_bytes(footer[4:8], "little") + 1) * 4
+            start = end - 12 - length
+            if footer[10:] != b"YZ" or not 0 < start or length > XZ_INDEX:
+                return None
+            sizes = _xz_index(self.file.pread(start, length))
+            if sizes is None:
+                return None
+            end = start - sizes[0] - 12
+            total += sizes[1]
+            if end == 0:
+                return total
+            if end < 0:
+                return None
+        return None
+
+
+def _xz_index(index: bytes) -> Optional[tuple[int, int]]:
+    """The bytes of all blocks of a stream, in the file and unpacked, as its index says; None for what is no index."""
+    numbers: list[int] = []
+    value = shift = 0
+    for byte in index[1:-4]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            numbers.append(value)
+            value = shift = 0
+            if len(numbers) == 2 * numbers[0] + 1:
+                break
+        elif shift > 63:
+            return None
+    if index[:1] != b"\0" or not numbers or len(numbers) != 2 * numbers[0] + 1:
+        return None
+    return sum(-(-size // 4) * 4 for size in numbers[1::2]), sum(numbers[2::2])
 
 
 class Bzip2(Wrapped):
