@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from side_by_side import ours, same
+from side_by_side import ours, same, setup
 
 from diskwright.errors import Error
 from diskwright.graph import Graph, open_image
@@ -311,3 +311,9 @@ def test_noise(tree: Path) -> None:
         except (Error, OSError) as exc:
             assert str(exc)
         assert sorted(tree.parent.iterdir()) == around
+
+
+def test_nothing_is_committed_into_a_disk_that_is_not_writable(tmp_path: Path, tree: Path) -> None:
+    setup("qemu-img create -q -f qcow2 -b fat:%s -F raw top; qemu-io -f qcow2 -c 'write 0 4k' top" % tree, tmp_path)
+    found = ours(["commit", "top"], tmp_path)
+    assert found.code == 1 and "Block format 'vvfat' used by node" in found.err and "does not support reopening files" in found.err

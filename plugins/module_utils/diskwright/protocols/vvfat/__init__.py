@@ -86,6 +86,11 @@ class Vvfat(Protocol):
         path = filename[filename.rindex(":") + 1 :]
         return {"dir": path, "fat-type": kind, "floppy": ":floppy:" in filename, "rw": ":rw:" in filename}
 
+    def _changed_flags(self, old: OpenFlags) -> None:
+        if self.flags.writable and self.overlay is None:
+            text = "Block format '%s' used by node '%s' does not support reopening files" % (self.driver, self.filename)
+            raise ReadOnly(text, filename=self.filename)
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
