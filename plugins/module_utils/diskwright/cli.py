@@ -95,8 +95,10 @@ def run(args: Sequence[str], ui: UI) -> int:
 
 
 def _say(ui: UI, error: Error) -> None:
+    if error.hint and error.hint.startswith("qcow2: "):  # QEMU says this when it finds it, which comes before what fails by it
+        ui.hint(error.hint)
     ui.error(str(error), error.__dict__.get("prefix"))
-    if error.hint:
+    if error.hint and not error.hint.startswith("qcow2: "):
         ui.hint(error.hint)
 
 

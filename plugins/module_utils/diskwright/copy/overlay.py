@@ -11,7 +11,9 @@ from .transfer import SPARSE_SIZE, Transfer, rest, thread_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Iterator, Optional, Sequence
+    from typing import Callable, Iterable, Iterator, Optional, Sequence, TypeVar, Union
+
+    _Item = TypeVar("_Item")
 
     from ..node import Node
     from .crew import Turn
@@ -38,7 +40,12 @@ def rebase(
     transfer.backing = backing
     transfer.progress = progress
     if overlay.size:
-        transfer.run((overlay,), 0, thread_count(threads, [node for node in (overlay, backing) if node is not None], compress))
+        try:
+            transfer.run((overlay,), 0, thread_count(threads, [node for node in (overlay, backing) if node is not None], compress))
+        except Error as exc:
+            if str(exc).startswith("error while reading at byte"):
+                raise Error(OLD, filename=overlay.filename, offset=exc.offset, errno=exc.errno, hint=exc.hint) from exc
+            raise
 
 
 def commit(
@@ -93,6 +100,27 @@ def _content(node: Optional[Node], offset: int, length: int) -> Iterator[Run]:
         yield offset + inside, length - inside, ZERO, None, 0
 
 
+OLD = "error while reading from old backing file"
+NEW = "error while reading from new backing file"
+
+
+def _said(words: str, items: Iterable[_Item]) -> Iterator[_Item]:
+    """The items; what goes wrong on the way is said in these words, "%s" being the reason. What we know beyond it becomes the hint."""
+    try:
+        yield from items
+    except (Error, OSError) as exc:
+        raise _retold(words, exc) from exc
+
+
+def _retold(words: str, exc: Union[Error, OSError]) -> Error:
+    import errno
+    import os
+
+    number = exc.errno or errno.EIO
+    hint = exc.hint or str(exc) if isinstance(exc, Error) else None
+    return Error(words.replace("%s", os.strerror(number)), errno=number, hint=hint)
+
+
 class _Layers(Transfer):
     """A transfer within one chain: only some ranges are its affair."""
 
@@ -141,11 +169,11 @@ class Rebase(_Layers):
 
     def _ranges(self, top: Node) -> Iterator[Run]:
         old = top.backing
-        for start, count, allocated in allocated_above(top, old, 0, self.size):
+        for start, count, allocated in _said("error while reading image metadata: %s", allocated_above(top, old, 0, self.size)):
             if allocated:
                 yield start, count, 0, None, 0
             else:
-                yield from _content(old, start, count)
+                yield from _said(OLD, _content(old, start, count))
 
     def _work(self, sources: Sequence[Node], offset: int) -> Iterator[Piece]:
         new = self.backing
@@ -156,14 +184,16 @@ class Rebase(_Layers):
                     yield piece
             elif reads:
                 other = [
-                    (host, host_offset, at - start, count) for at, count, _status, host, host_offset in _content(new, start, length) if host is not None
+                    (host, host_offset, at - start, count)
+                    for at, count, _status, host, host_offset in _said(NEW, _content(new, start, length))
+                    if host is not None
                 ]
                 if other != reads:
                     self._found[start] = other
                     yield piece
             else:
                 inside = max(0, min(length, new.size - start))
-                for at, count, other in pieces(source_runs((new,), start, inside), self.unit, self._chunk, inside) if inside else ():
+                for at, count, other in pieces(_said(NEW, source_runs((new,), start, inside)), self.unit, self._chunk, inside) if inside else ():
                     if other:
                         self._found[start + at] = other
                         yield start + at, min(count, length - at), []
@@ -184,7 +214,10 @@ class Rebase(_Layers):
         data: list[Span] = []
         zeroes: list[Span] = []
         for offset, length, _reads, base in batch:
-            self._loader.load(self._found.pop(offset), other, length)
+            try:
+                self._loader.load(self._found.pop(offset), other, length)
+            except (Error, OSError) as exc:
+                raise _retold(NEW, exc) from exc
             for at, count in self._difference_runs(buffer[base : base + length], other[:length], self._grain):
                 runs = self._nonzero_runs(buffer, base + at, count, self._grain)
                 data += runs

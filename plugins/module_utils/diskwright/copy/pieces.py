@@ -12,7 +12,7 @@ from ..extent import DATA, ZERO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Iterator, Optional, Sequence
+    from typing import Callable, Iterable, Iterator, Optional, Sequence
 
     from ..node import Node
 
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 CHUNK = 512 << 10  # bytes of a buffer: smaller ones cost more calls, much larger ones fall out of the L2 cache
 EXTENTS = 1024  # extents that are asked for at a time
+LOST = 32 << 10  # bytes that are given up at a time where metadata cannot be read; no table of qcow2 describes fewer
 NEARBY = 64 << 10  # bytes of zeroes between two extents that are not worth two pieces
 
 
-def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] = None, own: bool = False) -> Iterator[Run]:
+def source_runs(
+    sources: Sequence[Node], offset: int = 0, length: Optional[int] = None, own: bool = False, lost: Optional[Callable[[Error], None]] = None
+) -> Iterator[Run]:
     """The content of `sources`, one after the other, from `offset` on, as runs that begin at 0 and follow one another.
 
-    With `own` only what the sources' own layers hold is looked up. Raises Error "error while reading block status ...".
+    With `own` only what the sources' own layers hold is looked up. Raises Error "error while reading block status ...". With
+    `lost` that is told of it, and what nothing is known of are zeroes.
     """
     total = sum(node.size for node in sources)
     end = total if length is None else min(total, offset + length)
@@ -41,7 +45,7 @@ def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] 
     for node in sources:
         position = max(offset, first)
         last = min(end, first + node.size)
-        limit = EXTENTS
+        limit, failing = EXTENTS, False
         while position < last:
             try:
                 extents = node.resolve(position - first, last - position, True, limit, own)
@@ -49,17 +53,38 @@ def source_runs(sources: Sequence[Node], offset: int = 0, length: Optional[int] 
                 if limit > 1:  # all up to the place that fails
                     limit = 1
                     continue
-                raise failure("error while reading block status at offset", position - offset, exc) from exc
+                error = failure("error while reading block status at offset", position - offset, exc)
+                if lost is None:
+                    raise error from exc
+                if not failing:
+                    lost(error)
+                failing = True
+                count = min(_lost_length(position - first), last - position)
+                yield position - offset, count, ZERO, None, 0
+                position += count
+                continue
+            limit, failing = EXTENTS, False
             for start, count, status, host, host_offset in extents:
                 yield first + start - offset, count, status, host, host_offset
             position = first + extents[-1][0] + extents[-1][1]
         first += node.size
 
 
-def layer_runs(sources: Sequence[Node], offset: int, length: int, unit: int) -> Iterator[Run]:
+def _lost_length(position: int) -> int:
+    """How many bytes to give up where the metadata for `position` cannot be read: few, but not one sector after the other
+    where many clusters are lost."""
+    length = LOST
+    while position % length:
+        length //= 2
+    return max(length, 1)
+
+
+def layer_runs(
+    sources: Sequence[Node], offset: int, length: int, unit: int, lost: Optional[Callable[[Error], None]] = None
+) -> Iterator[Run]:
     """source_runs of the sources' own layers, but what they lack only in whole units: the rest of a unit that they hold a part
     of comes from their backing files. For targets that are written in whole units."""
-    for run in source_runs(sources, offset, length, True):
+    for run in source_runs(sources, offset, length, True, lost):
         start, count, status = run[:3]
         end = start + count
         first = -(-start // unit) * unit
@@ -69,15 +94,15 @@ def layer_runs(sources: Sequence[Node], offset: int, length: int, unit: int) -> 
             continue
         if first >= last:
             first = last = end
-        yield from _resolved(sources, offset, start, first)
+        yield from _resolved(sources, offset, start, first, lost)
         if first < last:
             yield first, last - first, 0, None, 0
-        yield from _resolved(sources, offset, last, end)
+        yield from _resolved(sources, offset, last, end, lost)
 
 
-def _resolved(sources: Sequence[Node], offset: int, start: int, end: int) -> Iterator[Run]:
+def _resolved(sources: Sequence[Node], offset: int, start: int, end: int, lost: Optional[Callable[[Error], None]]) -> Iterator[Run]:
     """The full content between two places, both counted from `offset`."""
-    for run in source_runs(sources, offset + start, end - start) if start < end else ():
+    for run in source_runs(sources, offset + start, end - start, False, lost) if start < end else ():
         yield (start + run[0], *run[1:])
 
 

@@ -142,10 +142,11 @@ class Transfer:
 
     def _work(self, sources: Sequence[Node], offset: int) -> Iterator[Piece]:
         """The pieces to be brought over, ascending."""
+        lost = self._lost if self.salvage else None
         if self.own and self.unit > 1:
-            runs = layer_runs(sources, offset, self.size, self.unit)
+            runs = layer_runs(sources, offset, self.size, self.unit, lost)
         else:
-            runs = source_runs(sources, offset, self.size, self.own)
+            runs = source_runs(sources, offset, self.size, self.own, lost)
         work = pieces(runs, self.unit, self._chunk, self.size)
         return filter(_has_data, work) if self.skip_zeroes else work
 
@@ -359,6 +360,10 @@ class Transfer:
                     return False
                 start += copied
         return True
+
+    def _lost(self, error: Error) -> None:
+        if self.warn is not None:
+            self.warn(str(error))
 
     def _salvage(self, batch: Sequence[Part], reads: list[Read], buffer: memoryview) -> None:
         """Load pieces sector by sector; what cannot be read is zero."""
