@@ -367,7 +367,7 @@ def test_hostile_images(tmp_path: Path) -> None:
     refused = set()
     with little_memory():
         for name, (offset, code) in PLACES.items():
-            for value in values(offset, code, whole):
+            for value in values(offset, code, whole)[:: 1 if name in ("entry", "block_size", "disk_size") else 2]:
                 if attempt(path, "vhdx", damaged(offset, code, value, whole), repair=True):
                     refused.add(name)
         for length in (0, 7, 8, 600, 64 * K, 64 * K + 80, 128 * K, 192 * K, 192 * K + 48, M, BAT, BAT + 8, METADATA, METADATA + 32, SIZE, DATA, 4 * M - 600):
