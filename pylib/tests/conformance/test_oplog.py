@@ -18,10 +18,12 @@ M = 1024 * K
 
 PLAIN = Subject("raw", "raw", size=4 * M)
 QCOW2 = Subject("qcow2", "qcow2", {"cluster_size": 64 * K}, size=4 * M)
-BOTH = pytest.mark.parametrize("subject", [PLAIN, QCOW2], ids=["raw", "qcow2"])
+QED = Subject("qed", "qed", size=4 * M)
+QCOW = Subject("qcow", "qcow", size=4 * M)
+EACH = pytest.mark.parametrize("subject", [PLAIN, QCOW2, QED, QCOW], ids=["raw", "qcow2", "qed", "qcow"])
 
 
-@BOTH
+@EACH
 def test_reading_what_lies_together_is_one_request(tmp_path: Path, subject: Subject) -> None:
     image = Image(subject, tmp_path)
     with image.open() as node:
@@ -34,7 +36,7 @@ def test_reading_what_lies_together_is_one_request(tmp_path: Path, subject: Subj
             assert [(request.verb, request.length) for request in file.log] == [("read", length)]
 
 
-@BOTH
+@EACH
 def test_reading_holes_and_zeroes_is_no_request(tmp_path: Path, subject: Subject) -> None:
     image = Image(subject, tmp_path)
     with image.open() as node:
@@ -49,7 +51,7 @@ def test_reading_holes_and_zeroes_is_no_request(tmp_path: Path, subject: Subject
         assert file.count("read") == 0
 
 
-@BOTH
+@EACH
 def test_writing_whole_clusters_reads_nothing(tmp_path: Path, subject: Subject) -> None:
     image = Image(subject, tmp_path)
     with Recorder(image.path) as file, image.open(file) as node:
@@ -59,7 +61,7 @@ def test_writing_whole_clusters_reads_nothing(tmp_path: Path, subject: Subject) 
         assert [(request.verb, request.length) for request in file.log] == [("write", M)]
 
 
-@BOTH
+@EACH
 def test_writing_in_place_is_one_request(tmp_path: Path, subject: Subject) -> None:
     image = Image(subject, tmp_path)
     with Recorder(image.path) as file, image.open(file) as node:
@@ -94,9 +96,10 @@ def test_zeroes_write_no_data(tmp_path: Path) -> None:
         assert sum(request.length for request in file.log if request.verb == "write") <= 3 * 64 * K
 
 
-def test_tables_are_written_once_and_in_order(tmp_path: Path) -> None:
-    """Many writes and one flush: each table goes out once, counts before what points at clusters, with a flush between."""
-    image = Image(QCOW2, tmp_path)
+@pytest.mark.parametrize("subject", [QCOW2, QED, QCOW], ids=["qcow2", "qed", "qcow"])
+def test_tables_are_written_once_and_in_order(tmp_path: Path, subject: Subject) -> None:
+    """Many writes and one flush: each table goes out once, counts (or new tables) before what points at clusters, with a flush between."""
+    image = Image(subject, tmp_path)
     with Recorder(image.path) as file, image.open(file) as node:
         for cluster in range(0, 64, 2):
             node.pwrite(cluster * 64 * K, b"d" * 64 * K)
@@ -104,7 +107,7 @@ def test_tables_are_written_once_and_in_order(tmp_path: Path) -> None:
         assert file.count("flush") == 0
         file.log.clear()
         node.flush()
-        verbs = [request.verb for request in file.log]
+        verbs = [request.verb for request in file.log if request.verb != "truncate"]
         assert verbs.count("write") <= 4 and verbs[-1] == "flush"
         assert verbs[0] == "write" and "flush" in verbs[1:-1]
 
@@ -115,7 +118,7 @@ def test_an_open_reads_little(tmp_path: Path) -> None:
         assert file.count("read") <= 3 and file.count("write", "flush", "truncate", "zero") == 0
 
 
-@BOTH
+@EACH
 def test_close_without_a_change_writes_nothing(tmp_path: Path, subject: Subject) -> None:
     image = Image(subject, tmp_path)
     before = image.path.read_bytes()
