@@ -34,7 +34,7 @@ every_kind = pytest.mark.parametrize("kind", PACKERS)
 
 def content(size: int) -> bytes:
     chance = random.Random(1)
-    return b"".join(chance.choice((bytes(70000), chance.randbytes(40000), b"text " * 9000)) for _part in range(size // 40000 + 1))[:size]
+    return b"".join(chance.choice((bytes(70000), chance.randbytes(40000), b"\7" * 45000)) for _part in range(size // 40000 + 1))[:size]
 
 
 @every_kind
@@ -134,18 +134,18 @@ def test_images_inside_are_named(tmp_path: Path) -> None:
 
 def test_the_index_of_xz(tmp_path: Path) -> None:
     """It says how long the disk is; what lies is found out by whoever reads on."""
-    data = content(M)
+    data = content(200 * 1024)
     path = tmp_path / "image"
-    several = subprocess.run(["xz", "-c", "--block-size=100KiB"], input=data, capture_output=True, check=True).stdout
+    several = subprocess.run(["xz", "-c", "--block-size=20KiB"], input=data, capture_output=True, check=True).stdout
     one = lzma.compress(data[:5])
-    for text, length in ((several, M), (several + one, M + 5), (one + bytes(8) + several + bytes(4), M + 5), (lzma.compress(b""), 0)):
+    for text, length in ((several, 204800), (several + one, 204805), (one + bytes(8) + several + bytes(4), 204805), (lzma.compress(b""), 0)):
         path.write_bytes(text)
         with Graph().open(str(path), "xz") as node:
             assert isinstance(node, wrapped.Xz) and node.stated_size() == length
             assert node.pread(0, node.size)[:length] == (data if text is several else (data + data[:5]) if text == several + one else b"".join(node.unpack()))
     with little_memory():
-        for offset in range(1, 60):
-            for byte in (0, 0x7F, 0x80, 0xFF):
+        for offset in range(1, 60, 3):
+            for byte in (0, 0xFF):
                 attempt(path, "xz", several[:-offset] + bytes((byte,)) + several[len(several) - offset + 1 :])
 
 
