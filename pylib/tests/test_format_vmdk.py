@@ -187,6 +187,15 @@ def test_writing_where_there_is_no_table(tmp_path: Path) -> None:
             assert node.pread(0, node.size) == data
 
 
+def test_a_table_outside_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    for directory in ((9999, 27), (0xFFFFFFFF, 27)):
+        path.write_bytes(hosted([], directory))
+        with pytest.raises(Error, match="not inside the file"), Graph().open(str(path), "vmdk", OpenFlags(writable=True)) as node:
+            node.pwrite(0, b"x")
+        assert path.stat().st_size < 1 << 20
+
+
 # -- descriptors ------------------------------------------------------------------------------------------------------
 
 

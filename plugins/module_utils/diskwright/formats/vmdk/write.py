@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from array import array
 
-from ...errors import Error, ReadOnly, Unsupported
+from ...errors import Corrupt, Error, ReadOnly, Unsupported
 from ...hooks import Alloc
 from .descriptor import new_cid, with_cid
 from .extents import DATA, HOLE, ZERO_ENTRY, FlatExtent, SparseExtent, ZeroExtent
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .image import Vmdk
 
 SECTOR = 512
-EFBIG, EACCES = 27, 13
+EFBIG, EACCES, EINVAL = 27, 13, 22
 
 
 def reserve(image: Vmdk, offset: int, length: int) -> list[Alloc]:
@@ -115,6 +115,8 @@ def set_entries(extent: SparseExtent, offset: int, count: int, sector: int, step
             values.byteswap()
         for backup in (False, True) if extent.layout.backup else (False,):
             place = extent.table_offset(index, backup) or _new_table(extent, index, backup)
+            if place + extent.layout.table_size > max(extent.file.size, extent.untouched):
+                raise Corrupt("A grain table is not inside the file", filename=extent.image.filename, offset=place, errno=EINVAL)
             cache = extent.copies if backup else extent.tables
             if backup:
                 primary = extent.tables.get(extent.table_offset(index))
