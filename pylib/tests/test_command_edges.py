@@ -533,3 +533,33 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
     for place in (matrix.left, matrix.right):
         os.chmod(place / "shut", 0o755)
     assert not failures, "\n\n".join(failures)
+
+
+DAMAGED = r"""
+qemu-img create -f qcow2 -o cluster_size=4k lost 4M; qemu-io -c 'write -P 3 0 100k' -c 'write -P 4 2M 4k' lost
+printf '\200\0\0\0\0\1\043\105' | dd of=lost bs=1 seek=$((3 * 4096 + 8)) conv=notrunc  # the L2 table of the second half
+qemu-img create -f qcow2 -o cluster_size=4k whole 3M; qemu-io -c 'write -P 3 2500k 100k' whole
+qemu-img create -f qcow2 -b lost -F qcow2 over 3M; qemu-io -c 'write -P 6 64k 64k' over
+"""
+
+ON_DAMAGED = """
+convert lost x
+convert -m 1 -O qcow2 lost x
+convert -q --salvage lost x
+convert -q --salvage -O qcow2 lost x
+convert -q --salvage -n -f qcow2 -O qcow2 lost over
+convert -q --salvage over x
+measure lost
+map lost
+rebase -b lost -F qcow2 whole
+rebase -b whole -F qcow2 lost
+rebase -b whole -F qcow2 over
+rebase -b '' over
+commit over
+compare lost whole
+""".strip().splitlines()
+
+
+def test_damaged_images(tmp_path: Path) -> None:
+    failures = Matrix(tmp_path, DAMAGED).failures(ON_DAMAGED, known)
+    assert not failures, "\n\n".join(failures)
