@@ -167,6 +167,7 @@ LINES = [
     "bitmap --add x c",
     "rebase -u -b '' x",
     "convert -O raw x out",
+    "convert -n -O qcow2 x x2",
     "measure -O raw x",
 ]
 
@@ -180,13 +181,14 @@ def test_commands_on_a_dirty_image(tmp_path: Path, killed: Path, name: str) -> N
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             shutil.copy(killed / name, place / "x")
+            shutil.copy(killed / name, place / "x2")
             outcomes.append(run(shlex.split(line), place))
-            states.append((is_dirty(place / "x"), check_theirs(place / "x"), read_theirs(place / "x")))
+            states += [(is_dirty(place / file), check_theirs(place / file), read_theirs(place / file)) for file in ("x", "x2") if file in line.split()]
         if "disk size" in outcomes[0].out or "actual-size" in outcomes[0].out:
             assert outcomes[0].code == outcomes[1].code and outcomes[0].err == outcomes[1].err
         else:
             assert outcomes[0] == outcomes[1], difference(line, outcomes[1], outcomes[0])
-        assert states[0] == states[1], line
+        assert states[: len(states) // 2] == states[len(states) // 2 :], line
 
 
 def test_a_repair_of_leaks_alone_leaves_it_dirty(tmp_path: Path, killed: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..drivers import FORMATS, PROTOCOLS
-from ..errors import Error, Unsupported
+from ..errors import Error, Finding, Unsupported
 from ..graph import Graph, prefixed
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
@@ -216,7 +216,7 @@ def main(args: Sequence[str], ui: UI) -> int:
             rate=given.get("rate"),
             objects=given.objects,
             progress=progress.update,
-            warn=None if ui.quiet else ui.warning,
+            warn=None if ui.quiet else ui.caution,
         )
         progress.finish()
     return 0
@@ -343,6 +343,9 @@ def convert(
                 output.create(chosen, nodes, "converting %s" % target_format)
             secrets = chosen.secrets() if chosen is not None else {}
             with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
+                for text in node.warnings:
+                    if warn is not None and isinstance(text, Finding):  # an image that nobody closed was repaired
+                        warn(text)
                 if feed is not None:
                     receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
