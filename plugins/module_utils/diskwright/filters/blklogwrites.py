@@ -12,7 +12,7 @@ from ..errors import Corrupt, OptionError
 from ..filter import Witness
 from ..node import CHUNK
 from ..ondisk import Struct, u32, u64
-from ..options import Options, Size, opt
+from ..options import Options, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
