@@ -73,8 +73,11 @@ def test_file_systems(tmp_path: Path, tree: Path, kind: str) -> None:
     """Other programs find no fault with it, and the same files in it."""
     image = tmp_path / "image"
     assert ours(["convert", "-O", "raw", "fat:%s%s" % (kind, tree), str(image)], tmp_path).code == 0
-    part = tmp_path / "part"
-    part.write_bytes(image.read_bytes()[0 if "floppy" in kind else PARTITION :])
+    part, start = tmp_path / "part", 0 if "floppy" in kind else PARTITION
+    with image.open("rb") as stream, part.open("wb") as copy:
+        head = stream.read(8 << 20)  # behind it is nothing
+        copy.write(head[start:])
+        copy.truncate(image.stat().st_size - start)
     assert "FAT" not in run("fsck.fat", "-n", part).replace("fsck.fat", "")
     out = tmp_path / "out"
     out.mkdir()
@@ -84,8 +87,8 @@ def test_file_systems(tmp_path: Path, tree: Path, kind: str) -> None:
     assert int((out / "HELLO.TXT").stat().st_mtime) == 1000000000
     assert "QEMU VVFAT" in run("mlabel", "-s", "-i", volume(image, kind), "::")
     if "floppy" not in kind:
-        start, length = struct.unpack_from("<II", image.read_bytes(), 446 + 8)
-        assert start == 63 and (start + length) * 512 == image.stat().st_size
+        first, length = struct.unpack_from("<II", head, 446 + 8)
+        assert first == 63 and (first + length) * 512 == image.stat().st_size
 
 
 @pytest.mark.parametrize("kind", KINDS)
