@@ -7,9 +7,9 @@ from __future__ import annotations
 from time import monotonic
 
 from ..copy.crew import Crew
-from ..errors import Error, OptionError
+from ..errors import Error, OptionError, Unsupported
 from ..getopt import Parser
-from ..graph import Graph
+from ..graph import Graph, prefixed
 from ..node import OpenFlags, cache_flags
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
@@ -192,7 +192,10 @@ def bench(
         if getattr(_file_below(node).options, "aio", "") == "io_uring":
             from .bench_uring import RingRequests
 
-            requests = RingRequests(*run)
+            try:
+                requests = RingRequests(*run)
+            except Unsupported as exc:
+                raise prefixed("Could not open '%s': " % filename, exc, filename) from exc
         else:
             requests = Requests(*run)
         if begin is not None:
