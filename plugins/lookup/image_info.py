@@ -5,15 +5,6 @@
 
 from __future__ import annotations
 
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-from ansible_collections.diskwright.images.plugins.module_utils._info import describe
-from ansible_collections.diskwright.images.plugins.module_utils.diskwright.errors import Error
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Optional
-
 DOCUMENTATION = r"""
 name: image_info
 author:
@@ -77,6 +68,15 @@ _list:
       type: list
       elements: dict
 """
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.diskwright.images.plugins.module_utils._info import describe
+from ansible_collections.diskwright.images.plugins.module_utils.diskwright.errors import Error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
 
 
 class LookupModule(LookupBase):

@@ -119,7 +119,7 @@ def test_encrypted_images(pattern: Path, tmp_path: Path) -> None:
         "compare --image-opts %s driver=raw,file.filename=raw" % described % "w",
         "convert -c -O qcow -o encrypt.format=aes,encrypt.key-secret=s raw new",
     ):
-        verb, _, rest = line.partition(" ")
+        verb, _space, rest = line.partition(" ")
         same("%s %s%s" % (verb, SECRET, rest), place)
     line = "convert %s-O qcow -o encrypt.format=aes,encrypt.key-secret=s %s ours" % (SECRET, pattern)
     assert ours(line.split(), tmp_path) == Outcome(0, "", "")

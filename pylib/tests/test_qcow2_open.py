@@ -286,6 +286,7 @@ def test_reading_what_qemu_io_wrote(tmp_path: Path, options: str, backed: bool) 
         assert node.pread(0, 4 * M) == read_theirs(path)
         assert sum(extent.length for extent in node.block_status(0, 4 * M)) == 4 * M
 
+
 def test_a_missing_data_file_name(tmp_path: Path, empty: bytes) -> None:
     path = tmp_path / "image"
     path.write_bytes(edited(empty, (72, "Q", 4)))

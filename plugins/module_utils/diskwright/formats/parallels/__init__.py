@@ -4,4 +4,6 @@
 
 from __future__ import annotations
 
-from .image import Parallels as Parallels
+from .image import Parallels
+
+__all__ = ["Parallels"]
