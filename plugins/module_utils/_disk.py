@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 from . import _backing, _encryption
-from ._options import OWN, amendable, checked, joined, stored, virtual_size
+from ._options import OWN, amendable, checked, created_size, joined, stored, virtual_size
 from ._plan import Refusal, Step, after
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("flatten and commit exclude each other: what an image holds is either its own or its backing file's")
     encryption = params["encryption"]
     want = {key: params[key] for key in PLAIN}
-    want.update(size=virtual_size(params["size"]), options=options, private=params["mode"] is not None)
+    want.update(size=created_size(params["format"], virtual_size(params["size"]), options), options=options, private=params["mode"] is not None)
     want["encryption"] = None if encryption is None else _encryption.Encryption(encryption, cls)
     return want
 

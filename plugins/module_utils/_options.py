@@ -27,6 +27,17 @@ def virtual_size(text: Optional[str]) -> Optional[int]:
     return None if text is None else -(-parse_size(text, (1 << 63) - 512) // 512) * 512
 
 
+def created_size(format: str, size: Optional[int], options: Mapping[str, str]) -> Optional[int]:
+    """The size that an image of `format` has which is made with this size and these options. Raises Error."""
+    from .diskwright.drivers import lookup_format
+
+    if size is None:
+        return None
+    declared = lookup_format(format).create_options
+    own = {key: value for key, value in options.items() if key in declared.fields}
+    return lookup_format(format).created_size(declared.from_mapping({**own, "size": size}))
+
+
 def joined(options: Mapping[str, str]) -> Optional[str]:
     """`k=v,k2=v2`, or None for no options."""
     return ",".join("%s=%s" % (key, value.replace(",", ",,")) for key, value in options.items()) or None

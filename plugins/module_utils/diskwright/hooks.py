@@ -393,6 +393,11 @@ class Hooks:
         return 0
 
     @classmethod
+    def created_size(cls, options: Any) -> int:
+        """The virtual size of an image that is made with `options`: the one that they have, as the format rounds it."""
+        return -(-int(options.size) // 512) * 512
+
+    @classmethod
     def check_creation(cls, options: Any) -> None:
         """Raise whatever `create` would raise for these options alone: it is called before anything is touched."""
 

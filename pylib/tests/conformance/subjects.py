@@ -174,6 +174,7 @@ class Image:
             if subject.format.creation_needs_backing(record):
                 children["backing"] = stack.enter_context(Graph().open(str(directory / "base"), subject.driver, OpenFlags()))
             subject.format.create_over(children, record)
+        self.created_size = subject.format.created_size(record)
         self.new = self.below(subject.size) if not subject.is_fixed() else b"\xee" * subject.size
         if subject.driver == "luks":  # what was never written is noise
             with self.open(writable=False, resize=False) as node:

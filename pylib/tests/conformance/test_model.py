@@ -175,6 +175,7 @@ def test_a_new_image(tmp_path: Path, subject: Subject) -> None:
     assert image.read_by_qemu() == image.new
     with image.open(writable=False, resize=False) as node:
         assert node.size == subject.size and node.pread(0, node.size) == image.new
+        assert node.size == image.created_size or subject.is_fixed()
         check_status(node, bytearray(image.new), image)
         for offset, length in ((0, node.size + 1), (node.size, 1), (-1, 2)):
             with pytest.raises(Error):

@@ -281,6 +281,10 @@ class Vpc(BlockFormat):
         return 100 if head.startswith(COOKIE) else 0
 
     @classmethod
+    def created_size(cls, options: Any) -> int:
+        return new_geometry(options)[0] * SECTOR
+
+    @classmethod
     def check_creation(cls, options: Any) -> None:
         new_geometry(options)
 
