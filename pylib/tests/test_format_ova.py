@@ -127,6 +127,53 @@ def test_checksums(tmp_path: Path, disks: dict[str, bytes]) -> None:
         assert ours(["check", "machine.ova"], tmp_path).code == (2 if "no checksum" not in text else 1)
 
 
+def test_checksums_of_a_directory(tmp_path: Path, disks: dict[str, bytes]) -> None:
+    place = tmp_path / "package"
+    place.mkdir()
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"secret")
+    (place / "link").symlink_to(outside)
+    path = place / "machine.ovf"
+    for name, data in disks.items():
+        (place / name).write_bytes(data)
+
+    def manifest(kind: str, *names: str) -> None:
+        lines = ["%s(%s)= %s\n" % (kind, name, hashlib.new(kind.replace("-", ""), (place / name).read_bytes()).hexdigest()) for name in names]
+        (place / "machine.mf").write_text("".join(lines))
+
+    for kind in ("SHA1", "SHA256", "SHA512", "sha-256"):
+        manifest(kind, "machine.ovf", *NAMES)
+        for policy in (None, OpenPolicy("same_directory"), OpenPolicy("listed", [str(place)])):
+            open_disk(path, "0", policy, verify="on").close()
+        assert ours(["check", "machine.ovf"], place).code == 0
+        assert ours(["info", "--image-opts", "driver=ovf,verify=on,disk=1,file.driver=raw,file.file.filename=machine.ovf"], place).err == ""
+    assert '"manifest": true' in ours(["info", "--output=json", "machine.ovf"], place).out
+
+    whole = (place / "machine.mf").read_bytes()
+    for text, message, code in (
+        (whole.replace(b"first", b"third"), "The manifest names 'third.vmdk', which is not there", 2),
+        (whole[:-65] + b"0" * 64, "The SHA256 checksum of 'second disk.vmdk' is not that of the manifest", 2),
+        (whole + whole, "has a file twice", 1),
+        (whole.replace(b"sha-256", b"MD4"), "no checksum", 1),
+        (b"x" * (1 << 20) + whole, "larger than", 1),
+        *(
+            (b"SHA256(%s)= 00" % name, "is not in the directory", 1)
+            for name in (b"../outside", str(outside).encode(), b"link", b"a/../../outside", b"", b"a\0b")
+        ),
+    ):
+        (place / "machine.mf").write_bytes(text)
+        open_disk(path, "0").close()
+        with pytest.raises(Error, match=message):
+            open_disk(path, "0", verify="on")
+        outcome = ours(["check", "machine.ovf"], place)
+        assert (outcome.code, message in outcome.out + outcome.err) == (code, True), outcome
+    (place / "machine.mf").write_bytes(whole)
+    with pytest.raises(Denied):  # the policy is asked too
+        open_disk(path, "0", OpenPolicy("listed", [str(place / NAMES[0])]), verify="on")
+    (place / "machine.mf").unlink()
+    assert "no manifest" in ours(["info", "--image-opts", "driver=ovf,verify=on,disk=1,file.filename=machine.ovf"], place).err
+
+
 def test_disks_that_cannot_be_read_in_place(tmp_path: Path, disks: dict[str, bytes]) -> None:
     path = tmp_path / "machine.ova"
     for file, disk, text in (

@@ -256,6 +256,11 @@ class Graph:
     def _open_references(self, node: Node, spec: Mapping[str, Any], above: tuple[Any, ...]) -> None:
         """Open what the image itself names, or what `spec` puts in its place."""
         chain = above + (identity(node),)
+
+        def open_beside(reference: Reference) -> Node:
+            return self._open_beside(node, reference, chain)
+
+        node.open_beside = open_beside
         given = spec.get("backing", "stored") if node.supports_backing else "stored"
         references = node.references()
         extra: Mapping[str, Any] = {}
@@ -276,6 +281,15 @@ class Graph:
             if reference.role == "backing" and node.flags.no_backing:
                 continue
             node.attach(reference.role, self._open_reference(node, reference, chain, extra if reference.role == "backing" else {}))
+
+    def _open_beside(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
+        """Open a file in the directory of `node` or below it, if the policy admits it too."""
+        path = beside_name(node, reference.name)
+        place = os.path.dirname(os.path.realpath(local_path(node)))
+        names = reference.name.split("/")
+        if "\0" in path or ".." in names or not names[0] or not os.path.realpath(path).startswith(place.rstrip("/") + "/"):
+            raise Denied("'%s' is not in the directory of '%s'" % (reference.name, node.filename), filename=node.filename)
+        return self._open_reference(node, reference, chain, {})
 
     def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...], extra: Mapping[str, Any]) -> Node:
         """Open a file that `node` names, with the options `extra` besides."""

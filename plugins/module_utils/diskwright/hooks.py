@@ -219,6 +219,9 @@ class Hooks:
     backing_filename: Optional[str] = None  # as stored in the image
     backing_format: Optional[str] = None
 
+    # set by graph.py: opens one more file that the image names, in the image's directory or below it; the caller closes it
+    open_beside: Optional[Callable[[Reference], Node]] = None
+
     # What node.py keeps for every node.
     filename: str
     flags: OpenFlags

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MAX_ENVELOPE = 4 << 20  # bytes
 MAX_MANIFEST = 1 << 20
 MAX_DISKS = 1000
+MAX_CHECKSUMS = 3000  # three kinds for each file
 MAX_DEPTH = 100
 EINVAL = 22
 
@@ -109,7 +110,7 @@ def _capacity(disk: dict[str, str]) -> int:
 
 def read_manifest(text: bytes) -> list[tuple[str, str, str]]:
     """(algorithm, file, checksum) of each line `SHA256(file)= checksum`. Raises Corrupt."""
-    found = []
+    found: dict[tuple[str, str], str] = {}
     for line in text.decode("utf-8", "surrogateescape").splitlines():
         if not line.strip():
             continue
@@ -118,5 +119,7 @@ def read_manifest(text: bytes) -> list[tuple[str, str, str]]:
         kind = algorithm.strip().lower().replace("-", "")
         if not opened or not closed or kind not in ("sha1", "sha256", "sha512") or not checksum.strip().startswith("="):
             raise Corrupt("The manifest has a line that is no checksum: %s" % line[:100], errno=EINVAL)
-        found.append((kind, name.strip(), checksum.strip()[1:].strip().lower()))
-    return found
+        if (kind, name.strip()) in found or len(found) >= MAX_CHECKSUMS:
+            raise Corrupt("The manifest has a file twice, or more than %d lines" % MAX_CHECKSUMS, errno=EINVAL)
+        found[kind, name.strip()] = checksum.strip()[1:].strip().lower()
+    return [(kind, name, checksum) for (kind, name), checksum in found.items()]

@@ -15,7 +15,7 @@ from . import envelope, tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Optional
+    from typing import Any, Iterable, Iterator, Optional
 
     from ...node import Node
     from ...options import NodeRef
@@ -52,10 +52,6 @@ class Ova(Format):
         self.disks = envelope.read_disks(self._envelope())
         self.index = self._chosen(options.disk)
         self.disk = self.disks[self.index]
-        if options.verify:
-            wrong = self.verify()
-            if wrong:
-                raise Corrupt(wrong[0], errno=EINVAL)
         if options.disk is None and len(self.disks) > 1:
             self.warnings.append("The package has %d disks, and this is the first of them; the option disk=1 (and so on) names another" % len(self.disks))
 
@@ -91,6 +87,12 @@ class Ova(Format):
         raise OptionError("The package has no disk '%s'; it has %s" % (wanted, known), errno=ENOENT)
 
     def references(self) -> list[Reference]:
+        if self.options.verify:
+            wrong = self.verify()
+            if wrong:
+                raise Corrupt(wrong[0], errno=EINVAL)
+            if not self.has_manifest():
+                self.warnings.append("The package has no manifest, so nothing of it was verified")
         disk = self.disk
         what = "The disk '%s' of the package" % disk.id
         if disk.href is None:
@@ -121,44 +123,39 @@ class Ova(Format):
 
     def verify(self) -> list[str]:
         """What the manifest contradicts, a line for each file; empty also where there is no manifest. Reads all files."""
-        return [line for name, reader in self._checksums() for line in self._compare(name, reader)]
+        text = self._manifest()
+        if text is None:
+            return []
+        return [wrong for line in envelope.read_manifest(text) for wrong in self._compare(*line)]
+
+    def has_manifest(self) -> bool:
+        """Whether the package says what the checksums of its files are."""
+        return self._manifest_name() in self.members
 
     def _manifest_name(self) -> str:
-        return self.envelope_name[: -len(".ovf")] + ".mf"
+        return self.envelope_name.rpartition(".")[0] + ".mf"
 
-    def _checksums(self) -> list[tuple[tuple[str, str, str], Optional[Callable[[int, int], bytes]]]]:
-        """Each line of the manifest, and what reads the file that it is about (None: there is none)."""
-        manifest = self.members.get(self._manifest_name())
-        if manifest is None:
-            return []
-        found = []
-        for line in envelope.read_manifest(self._content(manifest, envelope.MAX_MANIFEST)):
-            member = self.members.get(_plain(line[1]))
-            found.append((line, self._reader(member) if member is not None else None))
-        return found
+    def _manifest(self) -> Optional[bytes]:
+        member = self.members.get(self._manifest_name())
+        return None if member is None else self._content(member, envelope.MAX_MANIFEST)
 
-    def _reader(self, member: tar.Member) -> Callable[[int, int], bytes]:
-        def read(position: int, length: int) -> bytes:
-            count = max(0, min(length, member.size - position))
-            return self.file.pread(member.offset + position, count)
-
-        return read
-
-    def _compare(self, line: tuple[str, str, str], read: Optional[Callable[[int, int], bytes]]) -> list[str]:
+    def _compare(self, kind: str, name: str, checksum: str) -> list[str]:
         import hashlib
 
-        kind, name, checksum = line
-        if read is None:
-            return ["The manifest names '%s', which is not there" % name]
         digest = hashlib.new(kind)
-        position = 0
-        while True:
-            data = read(position, CHUNK)
-            if not data:
-                break
-            digest.update(data)
-            position += len(data)
+        try:
+            for data in self._pieces(name):
+                digest.update(data)
+        except FileNotFoundError:
+            return ["The manifest names '%s', which is not there" % name]
         return [] if digest.hexdigest() == checksum else ["The %s checksum of '%s' is not that of the manifest" % (kind.upper(), name)]
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        """The content of a file of the package. Raises FileNotFoundError."""
+        member = self.members.get(_plain(name))
+        if member is None:
+            raise FileNotFoundError(name)
+        yield from _content_of(self.file, member.offset, member.size)
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -198,7 +195,7 @@ class Ova(Format):
             if disk.format is not None:
                 entry["format"] = disk.format
             disks.append(entry)
-        return {"disk": self.index, "disks": disks, "envelope": self.envelope_name, "manifest": bool(self._checksums())}
+        return {"disk": self.index, "disks": disks, "envelope": self.envelope_name, "manifest": self.has_manifest()}
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
@@ -224,10 +221,13 @@ class Ovf(Ova):
         return []
 
     def _envelope_name(self) -> str:
-        return self.file.filename.rsplit("/", 1)[-1]
+        leaf: Node = self.file
+        while not leaf.leaf and "file" in leaf.children:
+            leaf = leaf.children["file"]
+        return leaf.filename.rsplit("/", 1)[-1]
 
     def _envelope(self) -> bytes:
-        return self._content(tar.Member(self.envelope_name, 0, self.file.size), envelope.MAX_ENVELOPE)
+        return self._content(tar.Member(self.envelope_name, 0, self.file.size), envelope.MAX_ENVELOPE).rstrip(b"\0")  # raw pads it
 
     def _reference(self, disk: envelope.Disk) -> Reference:
         href = _plain(disk.href or "")
@@ -235,18 +235,54 @@ class Ovf(Ova):
             raise Corrupt("The disk '%s' of the package is not beside the envelope: '%s'" % (disk.id, href), errno=EACCES)
         return Reference("disk", "./" + href, disk.format)
 
-    def verify(self) -> list[str]:
-        raise Unsupported("The checksums of a package can be verified if it is one file (ova)", filename=self.filename, errno=ENOTSUP)
+    def has_manifest(self) -> bool:
+        try:
+            manifest = self._beside(self._manifest_name())
+        except Error:
+            return False
+        if manifest is not None:
+            manifest.close()
+        return manifest is not None
+
+    def _manifest(self) -> Optional[bytes]:
+        manifest = self._beside(self._manifest_name())
+        if manifest is None:
+            return None
+        with manifest:
+            if manifest.size > envelope.MAX_MANIFEST:
+                raise Corrupt("'%s' is larger than %d bytes" % (self._manifest_name(), envelope.MAX_MANIFEST), errno=EINVAL)
+            return manifest.pread(0, manifest.size)
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        file = self._beside(_plain(name))
+        if file is None:
+            raise FileNotFoundError(name)
+        with file:
+            yield from _content_of(file, 0, file.size)
+
+    def _beside(self, name: str) -> Optional[Node]:
+        """A file of the package, open; None where there is none. Raises Denied for one that is elsewhere."""
+        if self.open_beside is None:
+            raise Unsupported("The files of a package are not known", filename=self.filename, errno=ENOTSUP)
+        try:
+            return self.open_beside(Reference("package", name, protocol=True))
+        except Error as exc:
+            if exc.errno != ENOENT:
+                raise
+            return None
 
     def disk_size(self) -> Optional[int]:
         return Format.disk_size(self)
 
-    def _check(self, repair: str) -> CheckResult:
-        return self.children["disk"].check(repair)
-
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:
         return 100 if envelope.NAMESPACE in head and b"<" in head[:64] else 0
+
+
+def _content_of(node: Node, offset: int, size: int) -> Iterator[bytes]:
+    """Bytes of `node`, in pieces."""
+    for position in range(0, size, CHUNK):
+        yield node.pread(offset + position, min(CHUNK, size - position))
 
 
 def _plain(name: str) -> str:
