@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -240,6 +241,43 @@ def test_extent_lines(tmp_path: Path) -> None:
     for damaged in (dict(cid="x y"), dict(more='parentFileNameHint="flat\n'), dict(parent="zz")):
         (tmp_path / "image").write_text(descriptor('RW 2048 FLAT "flat" 0', "monolithicFlat", **damaged))
         assert ours(["info", "--backing-chain", "image"], tmp_path).code in (0, 1)
+
+
+def test_options_of_extents(tmp_path: Path) -> None:
+    """They add to how an extent is opened, and put no other file in its place."""
+    setup(
+        "qemu-img create -q -f vmdk -o subformat=monolithicFlat a.vmdk 1M; qemu-io -f vmdk -c 'write -P 5 4k 8k' a.vmdk; qemu-img create -q -f vmdk b.vmdk 1M",
+        tmp_path,
+    )
+    for line, code in (
+        ("extents.0.locking=off", 0),
+        ("extents.0.driver=file,extents.0.locking=auto", 0),
+        ("extents.0.driver=raw", 0),
+        ("extents.0.driver=raw,extents.0.file.locking=off", 0),
+        ("extents.0.driver=raw,extents.0.offset=4k,extents.0.size=1M", 1),
+        ("extents.0.node-name=x,extents.0.read-only=on,extents.0.cache.direct=off", 0),
+        ("extents.0.filename=b.vmdk", 1),
+        ("extents.0.driver=file,extents.0.filename=b.vmdk", 1),
+        ("extents.0.driver=raw,extents.0.file.filename=b.vmdk", 1),
+        ("extents.0=x", 1),
+        ("extents.0.bogus=1", 1),
+        ("extents.0.driver=bogus", 1),
+        ("extents.0.driver=qcow2", 1),
+        ("extents.1.locking=off", 1),
+        ("extents.0.locking=off,extents.1.locking=off", 1),
+        ("extents.x=off", 1),
+        ("extents=off", 1),
+    ):
+        assert same("map --output=json --image-opts driver=vmdk,file.filename=a.vmdk," + line, tmp_path).code == code
+    assert same("map --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.locking=off", tmp_path).code == 1
+    for extents in (
+        '"extents": [{"locking": "off"}]',
+        '"extents.0": {"driver": "raw"}',
+        '"extents.0": "x"',
+        '"extents": [{"filename": "b.vmdk"}]',
+        '"extents": []',
+    ):
+        same("map --output=json " + shlex.quote('json:{"driver": "vmdk", "file.filename": "a.vmdk", %s}' % extents), tmp_path)
 
 
 def test_descriptors_of_other_products(tmp_path: Path) -> None:

@@ -230,6 +230,9 @@ class Graph:
             from .json_text import in_order
 
             raise OptionError(unknown % driver % in_order(flatten({"backing": backing}))[0])
+        for key in cls.numbered_references:
+            if isinstance(values.get(key), (dict, list)):
+                del values[key]  # _open_references knows what it is for
         lists = [key for key, field in cls.options_class.fields.items() if field.kind == "NodeRefs"]
         children = {key: value for key, value in values.items() if isinstance(value, Node) or key in lists}
         flat = flatten({key: value for key, value in values.items() if key not in children})
@@ -263,7 +266,8 @@ class Graph:
         node.open_beside = open_beside
         given = spec.get("backing", "stored") if node.supports_backing else "stored"
         references = node.references()
-        extra: Mapping[str, Any] = {}
+        extra: Any = {}
+        numbered = _numbered(node, spec, [reference.role for reference in references])
         if isinstance(given, dict) and not _names_file(given) and any(reference.role == "backing" for reference in references):
             extra, given = given, "stored"  # a key, say, of the file that the image names
         if given != "stored" and not node.flags.no_backing:
@@ -280,7 +284,8 @@ class Graph:
         for reference in references:
             if reference.role == "backing" and node.flags.no_backing:
                 continue
-            node.attach(reference.role, self._open_reference(node, reference, chain, extra if reference.role == "backing" else {}))
+            more = extra if reference.role == "backing" else numbered.get(reference.role, {})
+            node.attach(reference.role, self._open_reference(node, reference, chain, more))
 
     def _open_beside(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
         """Open a file in the directory of `node` or below it, if the policy admits it too."""
@@ -291,8 +296,8 @@ class Graph:
             raise Denied("'%s' is not in the directory of '%s'" % (reference.name, node.filename), filename=node.filename)
         return self._open_reference(node, reference, chain, {})
 
-    def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...], extra: Mapping[str, Any]) -> Node:
-        """Open a file that `node` names, with the options `extra` besides."""
+    def _open_reference(self, node: Node, reference: Reference, chain: tuple[Any, ...], extra: Any) -> Node:
+        """Open a file that `node` names, with the options `extra` besides, which may be whatever a user put there."""
         if reference.spec is not None:
             inside = Graph(OpenPolicy("none", max_chain=self.policy.max_chain), self.objects, self.warn)
             return inside.open_spec(reference.spec, type(node).child_flags(reference.role, node.flags), chain)
@@ -301,7 +306,9 @@ class Graph:
             spec = parse_filename(resolved) if not reference.protocol else {"driver": _file_driver(resolved), "filename": resolved}
             if reference.format and "driver" not in extra:
                 spec = with_driver(spec, reference.format)
-            if extra:
+            if extra and reference.protocol:
+                spec = _with_options(spec, extra)
+            elif extra:
                 spec = nest({**flatten(spec), **flatten(extra)})
             self.policy.admit(node, reference, spec)
             if len(chain) >= self.policy.max_chain:
@@ -322,6 +329,33 @@ class Graph:
                 filename=node.filename,
                 errno=exc.errno,
             ) from exc
+
+
+def _numbered(node: Node, spec: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    """What `spec` says of the files that `node` names and that have a number, by role. Raises OptionError for others."""
+    found: dict[str, Any] = {}
+    for key in node.numbered_references:
+        given = spec.get(key)
+        items = enumerate(given) if isinstance(given, list) else given.items() if isinstance(given, dict) else ()
+        found.update({"%s.%s" % (key, number): value for number, value in items} or ({key: ""} if given is not None else {}))
+    unknown = {role: value for role, value in found.items() if role not in roles}
+    if unknown:
+        from .json_text import in_order
+
+        raise OptionError("Block format '%s' does not support the option '%s'" % (node.driver, in_order(flatten(unknown))[0]))
+    return found
+
+
+def _with_options(spec: Mapping[str, Any], extra: Any) -> dict[str, Any]:
+    """`spec`, a file that an image names, with a user's options; a format goes on top of it. Raises OptionError."""
+    if not isinstance(extra, dict):
+        raise OptionError("Cannot reference an existing block device with additional options or a new filename")
+    driver = extra.get("driver")
+    if isinstance(driver, str) and "file" in drivers.lookup(driver).options_class.fields:
+        return {**extra, "file": _with_options(spec, extra.get("file", {}))}
+    if "filename" in extra:
+        raise OptionError("Can't specify 'file' and 'filename' options at the same time")
+    return {**spec, **extra}
 
 
 def _names_file(spec: Mapping[str, Any]) -> bool:

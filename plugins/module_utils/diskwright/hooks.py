@@ -202,6 +202,7 @@ class Hooks:
     plain: ClassVar[bool] = False  # of a format: creating the file is all there is to creating an image
     amend_options: ClassVar[Optional[type[Options]]] = None  # what amend takes; None: nothing can be amended
     strong_options: ClassVar[tuple[str, ...]] = ()  # they decide which bytes the node shows, so its json: name has them
+    numbered_references: ClassVar[tuple[str, ...]] = ()  # KEY.N in the options adds to how the image's own reference of this role is opened
 
     allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on

@@ -43,6 +43,7 @@ class Vmdk(Format):
     supports_compression = True
     creatable = True
     zero_initialized = True
+    numbered_references = ("extents",)
 
     options: VmdkOptions
 
