@@ -81,6 +81,7 @@ def main(args: Sequence[str], ui: UI) -> int:
                 objects=given.objects,
                 progress=progress.update,
                 notice=ui.say,
+                warn=None if ui.quiet else ui.caution,
             )
         except (StatusError, ReadError) as error:
             ui.error(str(error))
@@ -138,17 +139,18 @@ def compare(
     policy: Optional[OpenPolicy] = None,
     progress: Optional[Callable[[int, int], None]] = None,
     notice: Optional[Callable[[str], None]] = None,
+    warn: Optional[Callable[[str], None]] = None,
 ) -> Comparison:
     """Compare the guest data of two images; the result says whether they are the same and if not, where and how.
 
     Where one is longer, the rest of it must be zeroes; with `strict` the sizes must be the same, and how the data is stored.
-    `progress` is called with (bytes done, bytes in all), `notice` with a line about differing sizes. Raises StatusError
-    or ReadError where an image cannot be read, Error where it cannot be opened.
+    `progress` is called with (bytes done, bytes in all), `notice` with a line about differing sizes, `warn` with what there is to know about
+    the images. Raises StatusError or ReadError where an image cannot be read, Error where it cannot be opened.
     """
     flags = cache_flags(cache)
     if flags is None:
         raise OptionError("Invalid source cache option: %s" % cache)
-    graph = Graph(policy, objects)
+    graph = Graph(policy, objects, warn)
     opening = OpenFlags(force_share=force_share, **flags)
     with graph.open(filename1, format1, opening, image_opts) as left, graph.open(filename2, format2, opening, image_opts) as right:
         sizes = left.size, right.size

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..drivers import FORMATS, PROTOCOLS
-from ..errors import Error, Finding, Unsupported
+from ..errors import Error, Unsupported
 from ..graph import Graph, prefixed
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
@@ -283,7 +283,7 @@ def convert(
     """
     import os
 
-    graph = Graph(policy, objects)
+    graph = Graph(policy, objects, warn)
     # nobody may write the sources meanwhile, unless the user says that it is all right
     shared = ALL if force_share else ALL & ~(WRITE | RESIZE)
     flags = OpenFlags(force_share=force_share, shared=shared, **_cache(source_cache, "source cache"))
@@ -343,9 +343,6 @@ def convert(
                 output.create(chosen, nodes, "converting %s" % target_format)
             secrets = chosen.secrets() if chosen is not None else {}
             with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
-                for text in node.warnings:
-                    if warn is not None and isinstance(text, Finding):  # an image that nobody closed was repaired
-                        warn(text)
                 if feed is not None:
                     receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:

@@ -77,7 +77,8 @@ def main(args: Sequence[str], ui: UI) -> int:
         skip=operands.get("skip", 0),
         force_share="force_share" in given,
         objects=given.objects,
-        warn=ui.error,
+        notice=ui.error,
+        warn=ui.caution,
     )
     return 0
 
@@ -97,15 +98,17 @@ def dd(
     policy: Optional[OpenPolicy] = None,
     atomic: bool = False,
     progress: Optional[Callable[[int, int], None]] = None,
+    notice: Optional[Callable[[str], None]] = None,
     warn: Optional[Callable[[str], None]] = None,
 ) -> None:
     """Make the image `target` of the bytes of `source` from block `skip` up to block `count`, blocks of `block_size` bytes.
 
     As in qemu-img, `count` is counted from the beginning of the source and not from `skip`. With `atomic` the target gets
-    its name only when it is whole. `warn` is told if there is nothing behind `skip`: then the target is empty. `progress` is
-    called with (bytes done, bytes in all) and ends the work by raising. Raises Error.
+    its name only when it is whole. `notice` is told if there is nothing behind `skip`: then the target is empty; `warn` is
+    told what there is to know about the images. `progress` is called with (bytes done, bytes in all) and ends the work by
+    raising. Raises Error.
     """
-    graph = Graph(policy, objects)
+    graph = Graph(policy, objects, warn)
     with graph.open(source, format, OpenFlags(force_share=force_share), image_opts) as node:
         try:
             own, protocol = creatable(output_format, target)
@@ -115,8 +118,8 @@ def dd(
             raise
         end = node.size if count is None else min(node.size, count * block_size)
         start = skip * block_size
-        if start > end and warn is not None:
-            warn("%s: cannot skip to specified offset" % source)
+        if start > end and notice is not None:
+            notice("%s: cannot skip to specified offset" % source)
         size = max(0, end - start)
         chosen = CreationOptions(own, protocol, None, objects)
         chosen.set("size", -(-size // SECTOR) * SECTOR)
