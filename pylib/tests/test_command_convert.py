@@ -295,6 +295,30 @@ def test_from_standard_input(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == (place / "some.raw").read_bytes()
 
 
+@pytest.mark.parametrize("format", ["vdi", "vpc", "vhdx", "vmdk", "parallels", "qcow"])
+def test_a_pipe_into_what_cannot_grow(place: Path, tmp_path: Path, format: str) -> None:
+    """Its size would have to be known: nothing is made, and what is there stays. A file on standard input has one."""
+    target = tmp_path / "out"
+    for there in (False, True):
+        if there:
+            setup("qemu-img create -q -f %s out 1M" % format, tmp_path)
+        before = target.read_bytes() if there else None
+        for words in ("-O %s" % format, "-n -O %s" % format, "-n --target-image-opts"):
+            if not there and "-n" in words:
+                continue
+            reader, writer = os.pipe()
+            os.close(writer)
+            name = "driver=%s,file.filename=%s" % (format, target) if "opts" in words else str(target)
+            outcome = ours(["convert", *words.split(), "/dev/fd/%d" % reader, name], place)
+            os.close(reader)
+            assert outcome.code == 1 and "'%s' cannot be made from a pipe" % format in outcome.err and "raw or qcow2 first" in outcome.err
+            assert (target.read_bytes() if target.exists() else None) == before
+    with open(place / "some.raw", "rb") as file:
+        line = [sys.executable, "-m", "diskwright", "convert", "-f", "raw", "-O", format, "-", str(target)]
+        subprocess.run(line, stdin=file, check=True)
+    assert theirs(["compare", "-f", "raw", "-F", format, str(place / "some.raw"), str(target)], tmp_path).out.endswith("Images are identical.\n")
+
+
 def test_through_both(place: Path) -> None:
     data = (place / "odd.raw").read_bytes()
     done = pipe("- -", place, data)

@@ -9,6 +9,7 @@ from ..copy.transfer import SPARSE_SIZE, copy
 from ..drivers import FORMATS, PROTOCOLS
 from ..errors import Error, Unsupported
 from ..graph import Graph, prefixed
+from ..hooks import Hooks
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
 from . import spec
 from .creation import CreationOptions, creatable
@@ -333,6 +334,8 @@ def convert(
             chosen = _creation(target_format, target, options, size, backing, backing_format)
             chosen.objects = graph.objects
             backing = chosen.values.get("backing_file")
+            if inlet is not None:
+                _check_growing(chosen.own)
             _check_creation(chosen, target, len(sources), compress)
         writable = OpenFlags(writable=True, unmap=settings["sparse_size"] != 0, **_cache(target_cache, "cache"))
         if target_is_zero and backing is not None:
@@ -343,6 +346,8 @@ def convert(
                 output.create(chosen, nodes, "converting %s" % target_format)
             secrets = chosen.secrets() if chosen is not None else {}
             with output.open(graph, None if target_image_opts else target_format, writable, target_image_opts, secrets) as node:
+                if inlet is not None:
+                    _check_growing(type(node))
                 if feed is not None:
                     receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
@@ -395,6 +400,13 @@ def _pipe(name: str, standard: int) -> Optional[int]:
         return os.open(name, os.O_RDONLY if standard == 0 else os.O_WRONLY)
     except OSError as exc:
         raise Error("Could not open '%s': %s" % (name, exc.strerror), filename=name, errno=exc.errno) from exc
+
+
+def _check_growing(target: type[Hooks]) -> None:
+    """Raise Unsupported for a driver whose images have the size that they are made with: a pipe does not tell it beforehand."""
+    if target._truncate is Hooks._truncate:
+        hint = "Convert to raw or qcow2 first and that image to %s, or redirect standard input from a file, whose size is known" % target.driver
+        raise Unsupported("An image of format '%s' cannot be made from a pipe, whose size is not known" % target.driver, hint=hint)
 
 
 def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], snapshot: Optional[str], bitmaps: bool) -> None:
