@@ -504,12 +504,14 @@ def describe(node: Node, given: Mapping[str, Any]) -> None:
         node.full_options = full
         node.filename = node.options_name()
     else:
+        lists: dict[str, dict[int, Any]] = {}
         for role, child in node.children.items():
-            name, numbered, _number = role.partition(".")
+            name, numbered, number = role.partition(".")
             if numbered:  # one of a list of children
-                full.setdefault(name, []).append(child.full_options)
+                lists.setdefault(name, {})[int(number)] = child.full_options
             elif role != "backing":
                 full[role] = child.full_options
+        full.update((name, [members[number] for number in sorted(members)]) for name, members in lists.items())
         node.full_options = full
         node.filename = node.options_name()
         if not node.filename and weak and file is not None and node.unfiltered() is node and (file.leaf or file.options_name()):

@@ -103,14 +103,16 @@ def test_overlapping_ranges(tmp_path: Path, subject: Subject) -> None:
                 elif kind == "flush":
                     node.flush()
                 else:
-                    check(node, first, count)
+                    check(node, first, count, torn=True)
 
-        def check(node: Node, first: int, count: int) -> None:
+        def check(node: Node, first: int, count: int, torn: bool = False) -> None:
+            """With `torn`, a sector that is being written may show where the write has come to: the kernel promises no more."""
             found = node.pread(first * SECTOR, count * SECTOR)
             for i in range(count):
                 sector = found[i * SECTOR : (i + 1) * SECTOR]
                 with lock:
-                    fine = sector in allowed[first + i]
+                    known = list(allowed[first + i])
+                fine = sector in known or torn and all(any(byte == value[at] for value in known) for at, byte in enumerate(sector))
                 assert fine, "sector %d holds what nobody wrote" % (first + i)
 
         run(work)
