@@ -64,6 +64,21 @@ def test_all_pairs_strictly(place: Path, left: str) -> None:
         same("compare -s %s %s" % (left, right), place)
 
 
+@pytest.mark.parametrize("options", ["cluster_size=4k", "cluster_size=8k", "cluster_size=64k", "cluster_size=32k,extended_l2=on", "qed"])
+def test_strictly_what_several_tables_map(tmp_path: Path, options: str) -> None:
+    """The last range of an image is marked as such, and that begins where QEMU looked up a table: strict comparison sees it."""
+    made = "-f qed -o cluster_size=4k,table_size=2" if options == "qed" else "-f qcow2 -o " + options
+    span = {"qed": 4, "cluster_size=4k": 2, "cluster_size=8k": 8, "cluster_size=64k": 512, "cluster_size=32k,extended_l2=on": 64}[options]
+    for size, code in ((span, 0), (span + 1, 1)):
+        setup("truncate -s %dM raw; qemu-img create -q %s -b raw -F raw image; rm -rf raw2; cp raw raw2" % (size, made), tmp_path)
+        assert same("compare -s -F raw image raw2", tmp_path).code == code
+
+
+def test_strictly_over_a_directory(tmp_path: Path) -> None:
+    setup("mkdir files; echo data > files/name; qemu-img create -q -f qcow2 -b fat:files -F raw image", tmp_path)
+    assert same("compare -s -F raw image fat:files", tmp_path).code == 0
+
+
 LINES = [
     "-q some.raw other.raw",
     "-q some.raw longer.raw",

@@ -211,6 +211,7 @@ class Hooks:
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
+    table_span: int = 0  # guest bytes of one mapping table, if QEMU's driver tells their status in one go; see copy/difference.py
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
     stores_bitmaps: bool = False  # dirty bitmaps are kept when it is closed
     probed: Optional[Callable[[bytes, str], str]] = None  # what told its format from the content, where nobody named it

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Pair = tuple[int, int, list[Read], list[Read]]
 
 SECTOR = 512  # bytes; differences are told apart no finer
-LOOK = 512  # clusters whose status QEMU looks at in one go
+LOOK = 512  # clusters whose status QEMU looks at in one go, unless its driver looks at a table,
+MOST = (1 << 31) - 512  # but never at more bytes than this
 STATUS = DATA | ZERO | OFFSET_VALID | ALLOCATED | COMPRESSED  # what strict compares, and
 END = 0x100  # whether it is the last of the image
 
@@ -219,7 +220,7 @@ class Comparison:
 
         An image in clusters is looked at as much at a time as QEMU does, since only the last look sees the end.
         """
-        window = node.cluster_size * LOOK or node.size
+        window = min(node.table_span or node.cluster_size * LOOK, MOST) or node.size
         for offset in range(0, node.size, window or 1):
             last = (offset, 0, -1)
             for start, count, flags in _status_of_chain(node, offset, min(window, node.size - offset)):

@@ -52,6 +52,7 @@ class Qcow2(Format):
         check_options(options, header)
         self._size = header.size // 512 * 512  # as QEMU, which counts sectors
         self.cluster_size = header.cluster_size
+        self.table_span = header.cluster_size * header.l2_entries
         self.allocation_unit = header.cluster_size // (layout.SUBCLUSTERS if header.extended_l2 else 1)
         self.dirty = bool(header.incompatible_features & layout.DIRTY)
         self.encrypted = bool(header.crypt_method)

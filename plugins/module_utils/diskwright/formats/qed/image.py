@@ -52,6 +52,7 @@ class Qed(Format):
         file = self.file
         self.header = read_header(file.pread(0, min(layout.Header.SIZE, file.size)), file.size)
         self.cluster_size = self.allocation_unit = self.header.cluster_size
+        self.table_span = self.header.reach
         self._size = self.header.image_size
         self._read_names()
         self.load_tables()
