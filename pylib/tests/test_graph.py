@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import sample
+from side_by_side import same
 
 from diskwright.errors import Denied, Error, OptionError, Unsupported
 from diskwright.graph import MAX_CHAIN, Graph, OpenPolicy, open_image, parse_filename, parse_image_opts, protocol_prefix
@@ -217,3 +219,19 @@ def test_options_of_every_node_and_named_nodes(chain: Path) -> None:
         Graph().open_spec({"driver": "null-co", "discard": "perhaps"}, OpenFlags())
     with pytest.raises((OptionError, Unsupported)):
         Graph().open_spec({"driver": "null-co", "cache": {"direct": "perhaps"}}, OpenFlags())
+
+
+def test_read_only_off_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """It is refused by drivers that cannot write, even if the command only reads; the bare file of such an image can be written."""
+    for name, file in (("bochs", "empty.bochs"), ("cloop", "simple-pattern.cloop"), ("dmg", "simple-dmg.dmg")):
+        sample(file, tmp_path)
+        for driver in ("driver=%s,file.filename=%s" % (name, file), "driver=raw,file.driver=%s,file.file.filename=%s" % (name, file)):
+            for words, refused in (("read-only=off", True), ("read-only=on", False), ("auto-read-only=off", False), ("read-only=off,auto-read-only=on", False)):
+                outcome = same("map --output=json --image-opts %s,%s" % (driver, words), tmp_path)
+                assert ("Image is read-only" in outcome.err) == refused
+        assert same("map --output=json --image-opts driver=raw,read-only=off,file.filename=" + file, tmp_path).code == 0
+    for name in ("empty.bochs", "simple-pattern.cloop"):
+        assert "Image is read-only" in same("info --image-opts read-only=off,file.filename=" + name, tmp_path).err
+    (tmp_path / "files").mkdir()
+    for words in ("driver=vvfat,dir=files,read-only=off", "driver=raw,file.driver=vvfat,file.dir=files,read-only=off", "driver=vvfat,dir=files"):
+        same("map --output=json --image-opts " + words, tmp_path)

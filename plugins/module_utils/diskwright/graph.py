@@ -163,6 +163,8 @@ class Graph:
         try:
             node = self._build(driver, values, flags, opened)
             opened.append(node)
+            if node.unwritable and _insists_on_writing(spec):
+                raise ReadOnly("Image is read-only")
             self._open_references(node, spec, above)
         except BaseException:
             for child in reversed(opened):
@@ -546,6 +548,11 @@ def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
     if flags.writable and flags.force_share:
         raise OptionError("force-share=on can only be used with read-only images")
     return flags
+
+
+def _insists_on_writing(spec: Mapping[str, Any]) -> bool:
+    """Whether read-only=off is said, and nothing that softens it. The command may only want to read all the same."""
+    return not _boolean(spec.get("read-only", True), "read-only") and not _boolean(spec.get("auto-read-only", False), "auto-read-only")
 
 
 def _boolean(value: Any, key: str) -> bool:

@@ -208,6 +208,7 @@ class Hooks:
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
     zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
     growable: bool = False  # a write beyond the end makes the node larger
+    unwritable: bool = False  # its driver opens no image for writing
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
     cluster_size: int = 0  # bytes, 0 where the format has none; for info

@@ -80,6 +80,7 @@ class Bochs(Format):
     options_class = BochsOptions
     dirty = None
     opaque = True
+    unwritable = True
 
     def __init__(self, options: BochsOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)

@@ -62,6 +62,7 @@ class Cloop(Format):
     options_class = CloopOptions
     dirty = None
     opaque = True
+    unwritable = True
     decodes = True
 
     def __init__(self, options: CloopOptions, flags: OpenFlags) -> None:

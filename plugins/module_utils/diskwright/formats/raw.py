@@ -75,6 +75,7 @@ class Raw(Format):
         self.cluster_size = self.file.cluster_size
         self.dirty = self.file.dirty
         self.opaque = self.file.opaque
+        self.unwritable = self.file.unwritable
 
     @property
     def size(self) -> int:

@@ -52,6 +52,7 @@ class Wrapped(Format):
     strong_options = ("limit",)
     magic: ClassVar[bytes] = b""
     streamed = True
+    unwritable = True
 
     options: WrappedOptions
 

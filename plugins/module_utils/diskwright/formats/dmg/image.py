@@ -40,6 +40,7 @@ class Dmg(Format):
     options_class = DmgOptions
     dirty = None
     opaque = True
+    unwritable = True
     decodes = True
 
     def __init__(self, options: DmgOptions, flags: OpenFlags) -> None:

@@ -39,6 +39,7 @@ class Ova(Format):
     driver = "ova"
     options_class = OvaOptions
     strong_options = ("disk",)
+    unwritable = True
 
     options: OvaOptions
 

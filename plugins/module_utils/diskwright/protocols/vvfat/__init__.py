@@ -57,6 +57,7 @@ class Vvfat(Protocol):
             raise ReadOnly("Unable to set VVFAT to 'rw' when drive is read-only")
         if flags.writable and not options.rw:
             raise ReadOnly("Image is read-only")
+        self.unwritable = not options.rw
         from .layout import SECTOR, Geometry, Layout, scan
 
         self.layout = Layout(Geometry(options.fat_type, options.floppy), scan(options.dir), label)
