@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import diskwright
+from effort import BRIEF
 from hostile_images import ATTACKS
 
 SECONDS = 15  # of the processor, for one command; enough on any machine, and no hang
@@ -195,7 +196,9 @@ def test_hostile_image(name: str, tmp_path: Path, harmless: dict[str, int], serv
     ATTACKS[name](image)
     before = digest(image)
     findings = []
-    for command, line in COMMANDS.items():
+    for number, (command, line) in enumerate(COMMANDS.items(), len(name)):
+        if BRIEF and number % 3:
+            continue
         args = line.split()
         if command in WRITES:
             subprocess.run(["cp", "--sparse=always", "image", "copy"], cwd=tmp_path, check=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from effort import BRIEF
 from fuzz import Fuzzer
 
-CASES = 500
+CASES = 150 if BRIEF else 500
 DIFFER = 35  # every so many cases are compared with qemu-img
 
 
