@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
@@ -420,15 +421,26 @@ def test_progress_may_end_the_copy(threads: int) -> None:
         pass
 
     reports: list[tuple[int, int]] = []
+    cancelled = threading.Event()
+    caller = threading.get_ident()
 
     def progress(done: int, total: int) -> None:
         reports.append((done, total))
         if done > 1 << 20:
+            cancelled.set()
             raise Cancelled
+
+    class Held(Fresh):
+        """Only the caller is told of progress: the other threads must not be done before it has its turn."""
+
+        def _pwrite(self, host_offset: int, view: memoryview) -> None:
+            if threading.get_ident() != caller:
+                cancelled.wait(20)
+            super()._pwrite(host_offset, view)
 
     source = solid(Sparse, 16 << 20)
     before = bytes(source.data)
-    target = Fresh(16 << 20)
+    target = Held(16 << 20)
     with pytest.raises(Cancelled):
         copy([source], target, target_is_zero=True, threads=threads, progress=progress)
     assert source.data == before
