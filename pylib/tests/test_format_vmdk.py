@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from damage import attempt, edges, little_memory, with_field
 from samples import sample
-from side_by_side import ours, same, setup, theirs
+from side_by_side import ours, same, setup, theirs, same_space
 from vmdk_images import (
     COWD_FIELDS,
     FIELDS,
@@ -109,7 +109,8 @@ def test_new_images_are_the_same(tmp_path: Path, options: str) -> None:
     for name in os.listdir(names[0]):
         left, right = (place / name for place in names)
         assert normal(left) == normal(right), name
-        assert abs(left.stat().st_size - right.stat().st_size) <= 1 and left.stat().st_blocks == right.stat().st_blocks
+        # a CID is a random number without leading zeroes
+        assert abs(left.stat().st_size - right.stat().st_size) <= 7 and same_space(left, right)
 
 
 REFUSED = [
