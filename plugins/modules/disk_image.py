@@ -239,6 +239,10 @@ from ..module_utils._encryption import ANY_IMAGE  # noqa: E402
 from ..module_utils._disk import exists, observe, plan, wanted  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

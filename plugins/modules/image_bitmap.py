@@ -147,6 +147,10 @@ diskwright:
 from ..module_utils._bitmap import observe, plan, wanted  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run  # noqa: E402
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
     "format": {"type": "str"},

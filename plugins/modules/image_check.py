@@ -132,6 +132,10 @@ from ..module_utils._plan import Refusal  # noqa: E402
 from ..module_utils._repair import judge, observe, plan  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run  # noqa: E402
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+
 ARGUMENTS = {
     "path": {"type": "path", "required": True},
     "format": {"type": "str"},

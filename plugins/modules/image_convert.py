@@ -170,6 +170,10 @@ from ..module_utils._disk import observe as observe_disk  # noqa: E402
 from ..module_utils._encryption import NEW_IMAGE  # noqa: E402
 from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+
 ARGUMENTS = {
     "src": {"type": "list", "elements": "path", "required": True},
     "src_format": {"type": "str"},

@@ -195,6 +195,10 @@ diskwright:
 from ..module_utils._info import describe  # noqa: E402
 from ..module_utils._runner import run  # noqa: E402
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+
 ARGUMENTS = {
     "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
     "format": {"type": "str"},

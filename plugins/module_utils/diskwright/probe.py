@@ -32,11 +32,11 @@ def _probe_rest(file: Node, filename: str, head: bytes, best: str) -> str:
             return name
     if head[510:512] == BOOT_SIGNATURE:  # a disk, whose guest may write at its end what it likes
         return best
-    for name, (load, magics) in drivers.FORMATS.items():
+    for name, (_place, magics) in drivers.FORMATS.items():
         for offset, magic in magics:
             if -size <= offset < 0:
                 tail = file.pread(size + offset, -offset)
-                if tail.startswith(magic) and load().probe_tail(tail, size):
+                if tail.startswith(magic) and drivers.lookup(name).probe_tail(tail, size):
                     return name
     return best
 
@@ -44,9 +44,9 @@ def _probe_rest(file: Node, filename: str, head: bytes, best: str) -> str:
 def probe_head(head: bytes, filename: str) -> str:
     """The name of the format of an image that begins with `head`. Raises WrongFormat where several claim it."""
     names, score = ["raw"], 0
-    for name, (load, magics) in drivers.FORMATS.items():
+    for name, (_place, magics) in drivers.FORMATS.items():
         if any(offset >= 0 and head.startswith(magic, offset) for offset, magic in magics):
-            found = load().probe(head, filename)
+            found = drivers.lookup(name).probe(head, filename)
             if found > score:
                 names, score = [name], found
             elif found == score and found:
