@@ -26,7 +26,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("%s is source and destination at once" % params["dest"])
     if len(params["src"]) > 1 and params["up_to_date"] == "content":
         raise Refusal("up_to_date=content needs a single source")
-    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format")
+    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format", "changed")
     from .diskwright.drivers import lookup_format
 
     options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", *ENCRYPTION))
@@ -36,6 +36,8 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("%s: without encryption.passphrase a luks image cannot be created" % params["dest"])
     if encryption is not None and params["compress"]:
         raise Refusal("compress and encryption exclude each other: compressed data is not encrypted")
+    if params["changed"] is not None and (len(params["src"]) > 1 or params["backing_file"] is None):
+        raise Refusal("changed needs a single source, and a backing_file that has what did not change")
     size = virtual_size(params["size"])
     checksum = params["checksum"]
     if checksum is not None:
@@ -75,6 +77,8 @@ def _verify(path: str, checksum: str) -> None:
 def request(want: State) -> dict[str, Any]:
     """What of the wanted state decides what the destination looks like."""
     form = {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
+    if want["changed"] is not None:
+        form["changed"] = want["changed"]
     return form if want["encryption"] is None else {**form, "encrypted": True}
 
 
@@ -153,7 +157,9 @@ def plan(want: State, have: State) -> list[Step]:
     if have["state"] == "present" and not want["replace"]:
         raise Refusal("%s exists, but %s: making it anew destroys it, and needs replace" % (dest, have["_reason"]))
     encryption = want["encryption"]
-    argv = ["qemu-img", "convert", *(encryption.words(KEY) if encryption else [])]
+    # qemu-img has no such option: this line is ours
+    program = ["qemu-img", "convert"] if want["changed"] is None else ["diskwright", "convert", "--changed", want["changed"]]
+    argv = [*program, *(encryption.words(KEY) if encryption else [])]
     argv += [*(["-f", want["src_format"]] if want["src_format"] else []), "-O", want["format"]]
     if want["compress"]:
         argv.append("-c")
@@ -190,6 +196,7 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
             compress=want["compress"],
             backing=want["backing_file"],
             backing_format=want["backing_format"],
+            changed=want["changed"],
             target_cache="writeback" if temporary == dest else "unsafe",
             objects=want["encryption"].objects if want["encryption"] else None,
         )

@@ -65,6 +65,12 @@ options:
   backing_format:
     description: The format of O(backing_file).
     type: str
+  changed:
+    description:
+      - The name of a dirty bitmap of O(src). Only what it has marked is copied, into an overlay of O(backing_file), which must have
+        the content that O(src) had when the bitmap was made or cleared last. That is an incremental backup.
+      - An inconsistent bitmap is refused. M(diskwright.images.image_bitmap) makes and clears bitmaps.
+    type: str
   encryption:
     description:
       - Makes O(dest) an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside. Excludes O(compress).
@@ -133,6 +139,14 @@ EXAMPLES = r"""
     encryption:
       passphrase_file: /etc/keys/secret
 
+- name: What was written since the full backup
+  diskwright.images.image_convert:
+    src: /var/lib/images/web.qcow2
+    dest: /srv/backup/web-monday.qcow2
+    backing_file: web-full.qcow2
+    backing_format: qcow2
+    changed: since-full-backup
+
 - name: Only if the content is different
   diskwright.images.image_convert:
     src: /srv/incoming/disk.raw
@@ -185,6 +199,7 @@ ARGUMENTS = {
     "compress": {"type": "bool", "default": False},
     "backing_file": {"type": "str"},
     "backing_format": {"type": "str"},
+    "changed": {"type": "str"},
     "encryption": NEW_IMAGE,
     "up_to_date": {"type": "str", "choices": ["source", "content", "exists"], "default": "source"},
     "replace": {"type": "bool", "default": False},
@@ -203,7 +218,8 @@ def task(module):
 
 
 def main():
-    run(task, argument_spec=ARGUMENTS, add_file_common_args=True, required_together=[("backing_file", "backing_format")])
+    rules = {"required_together": [("backing_file", "backing_format")], "required_by": {"changed": "backing_file"}}
+    run(task, argument_spec=ARGUMENTS, add_file_common_args=True, **rules)
 
 
 if __name__ == "__main__":

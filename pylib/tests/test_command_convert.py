@@ -430,3 +430,42 @@ def test_the_policy_holds(place: Path, tmp_path: Path) -> None:
     with pytest.raises(diskwright.Denied):
         diskwright.convert([str(place / "over.qcow2")], str(tmp_path / "out"), policy=diskwright.OpenPolicy("none"))
     assert not list(tmp_path.iterdir())
+
+
+SOURCE_WITH_BITMAP = """
+qemu-img create -q -f qcow2 {options} s 8M
+qemu-io -c 'write -P 1 0 3M' -c 'write -P 2 5M 500k' s
+qemu-img convert -O qcow2 s full
+qemu-img bitmap --add -g {granularity} s monday; qemu-img bitmap --add s tuesday
+qemu-io -c 'write -P 3 1000k 300k' -c 'write -z 2M 100k' -c 'write -P 4 8191k 1k' -c 'discard 5M 128k' s
+qemu-img bitmap --clear s tuesday
+"""
+
+
+@pytest.mark.parametrize("granularity", ["512", "64k", "1M"])
+@pytest.mark.parametrize("options", ["", "-o cluster_size=2M", "-o extended_l2=on"])
+@pytest.mark.parametrize("target", ["", "-c", "-o cluster_size=512"])
+def test_an_incremental_backup_has_what_the_bitmap_marked_and_no_more(tmp_path: Path, granularity: str, options: str, target: str) -> None:
+    setup(SOURCE_WITH_BITMAP.format(granularity=granularity, options=options), tmp_path)
+    result = ours(shlex.split("convert --changed monday -B full -F qcow2 -O qcow2 %s s increment" % target), tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert theirs(["compare", "s", "increment"], tmp_path).out == "Images are identical.\n"
+    own = [run for run in json.loads(theirs(["map", "--output=json", "increment"], tmp_path).out) if run["depth"] == 0]
+    grain = max({"512": 512, "64k": 65536, "1M": 1 << 20}[granularity], 512 if "512" in target else 65536)
+    assert sum(run["length"] for run in own) <= 4 * 2 * grain + 700 * 1024  # four places, each with two edges, and what was written
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("--changed monday -O qcow2 s x", "What a bitmap has marked can be copied from a single source, into an overlay of a backing file"),
+        ("--changed monday -B full -F qcow2 -O qcow2 s s x", "Having a backing file for the target makes no sense when concatenating multiple input images"),
+        ("--changed sunday -B full -F qcow2 -O qcow2 s x", "Dirty bitmap 'sunday' not found"),
+        ("--changed monday -B full -F qcow2 -O qcow2 -f raw s x", "Source lacks bitmap support"),
+    ],
+)
+def test_an_incremental_backup_that_cannot_be(tmp_path: Path, line: str, said: str) -> None:
+    setup(SOURCE_WITH_BITMAP.format(granularity="64k", options=""), tmp_path)
+    result = ours(["convert", *line.split()], tmp_path)
+    assert (result.code, result.out, result.err) == (1, "", "qemu-img: %s\n" % said)
+    assert not (tmp_path / "x").exists()

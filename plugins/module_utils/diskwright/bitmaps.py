@@ -101,16 +101,18 @@ class Bitmap:
         self.pieces = {}
         self.kept = 0
 
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes of what was written, ascending; neighbours may be separate runs."""
+    def runs(self, offset: int = 0) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes of what was written, ascending; neighbours may be separate runs. Those that end before `offset`
+        are left out."""
         from . import kernels
 
         per_piece = self.piece * 8
-        for index in range(self.count):
+        begin, inside = divmod(offset // self.granularity, per_piece)
+        for index in range(begin, self.count):
             piece = self.get(index)
             if piece is None:
                 continue
-            base, at = index * per_piece, 0
+            base, at = index * per_piece, inside if index == begin else 0
             while at < per_piece:
                 found = kernels.bit_runs(piece, at, per_piece - at, RUNS)
                 for start, count in found:

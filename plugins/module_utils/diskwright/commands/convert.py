@@ -158,6 +158,7 @@ COMMAND = Command(
         Option(
             "-n", FLAG, help="write into the existing TARGET and do not make it", extra="--no-create", key="no_create"
         ),
+        Option("", VALUE, "BITMAP", "copy only what the dirty bitmap BITMAP of SOURCE has marked (needs -B)", extra="--changed"),
         Option("-p", FLAG, key="p", help="show progress"),
         spec.progress_option(extra="--progress"),
     ],
@@ -214,6 +215,7 @@ def main(args: Sequence[str], ui: UI) -> int:
             salvage="salvage" in given,
             bitmaps="bitmaps" in given,
             skip_broken_bitmaps="skip_broken_bitmaps" in given,
+            changed=given.get("changed"),
             rate=given.get("rate"),
             objects=given.objects,
             progress=progress.update,
@@ -268,6 +270,7 @@ def convert(
     salvage: bool = False,
     bitmaps: bool = False,
     skip_broken_bitmaps: bool = False,
+    changed: Optional[str] = None,
     rate: Optional[int] = None,
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
@@ -278,7 +281,8 @@ def convert(
     """Copy the images `sources`, one after the other, to the image `target`, which is raw if `target_format` is not given.
 
     `options` are the target format's, "k=v,k2=v2" in QEMU's grammar. `sparse_size` is in bytes, 0 writes everything, None
-    is the default of 4096. `rate` is in bytes a second. With `atomic` the target is written beside its name and renamed when
+    is the default of 4096. `changed` names a dirty bitmap of the source: only what it has marked is copied, into an overlay of `backing`,
+    which has the rest. `rate` is in bytes a second. With `atomic` the target is written beside its name and renamed when
     it is whole: a failure leaves nothing, and an old file there as it was. `progress` is called with (bytes done, bytes in
     all) and ends the work by raising; `warn` is called with texts. The names "-" are standard input and output. Raises Error.
     """
@@ -309,6 +313,8 @@ def convert(
         _check_sources(nodes, len(sources), format, snapshot, bitmaps)
         if len(sources) > 1 and backing is not None:
             raise OptionError(CHAINED)
+        if changed is not None:
+            nodes[:1] = [_changed(nodes, changed, backing)]
         named_format, target_format = target_format, target_format or "raw"
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
@@ -438,6 +444,18 @@ def _bitmaps_of(node: Node, skip_broken: bool, warn: Optional[Callable[[str], No
         elif warn is not None:
             warn("Skipping inconsistent bitmap '%s'" % bitmap.name)
     return found
+
+
+def _changed(nodes: Sequence[Node], name: str, backing: Optional[str]) -> Node:
+    """The source, of which only what its bitmap `name` has marked is to be copied. Raises Error."""
+    from ..copy.changed import Changed
+
+    if len(nodes) != 1 or backing is None:
+        raise OptionError("What a bitmap has marked can be copied from a single source, into an overlay of a backing file")
+    bitmaps = nodes[0].bitmaps()
+    if bitmaps is None:
+        raise OptionError("Source lacks bitmap support")
+    return Changed(nodes[0], bitmaps.usable(name))
 
 
 def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> Optional[Error]:
