@@ -8,7 +8,8 @@ no module all drivers: those that a module is to have are listed in bundles/.
 
 from __future__ import annotations
 
-from .errors import OptionError, Unsupported
+from .errors import OptionError
+from .parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,13 +82,7 @@ KNOWN = (
 def load(name: str, place: str) -> type[Node]:
     """The class of the driver `name`, which the table says is at `place`. Raises Unsupported where an Ansible module does not carry it."""
     module, _colon, attribute = place.partition(":")
-    try:  # not importlib, which is slow to start
-        found: type[Node] = getattr(__import__(module, globals(), None, (attribute,), 1), attribute)
-    except ModuleNotFoundError as exc:
-        if not (exc.name or "").startswith(__package__ + "."):
-            raise  # something that this Python lacks
-        text = "driver '%s' is not part of this module's payload, which holds what the module is made for (docs/collection.md)" % name
-        raise Unsupported(text) from exc
+    found: type[Node] = getattr(part(__package__, module, "driver '%s'" % name), attribute)
     return found
 
 
