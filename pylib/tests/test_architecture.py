@@ -48,6 +48,7 @@ FLOORS = {
     "cache": 5,
     "encrypted": 5,
     "filter": 5,
+    "moment": 5,
     "blockmap": 6,
     "formats": 7,
     "protocols": 7,

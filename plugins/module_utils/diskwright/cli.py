@@ -98,7 +98,7 @@ def _say(ui: UI, error: Error) -> None:
     if error.hint and error.hint.startswith("qcow2: "):  # QEMU says this when it finds it, which comes before what fails by it
         ui.hint(error.hint)
     ui.error(str(error), error.__dict__.get("prefix"))
-    if error.hint and not error.hint.startswith("qcow2: "):
+    if error.hint and not error.hint.startswith("qcow2: ") and not str(error).endswith(": " + error.hint):
         ui.hint(error.hint)
 
 

@@ -62,9 +62,11 @@ FILTERS: dict[str, str] = {
     "blklogwrites": "filters.blklogwrites:Blklogwrites",
     "blkverify": "filters.blkverify:Blkverify",
     "compress": "filters.compress:Compress",
+    "copy-before-write": "filters.copy_before_write:CopyBeforeWrite",
     "copy-on-read": "filters.copy_on_read:CopyOnRead",
     "preallocate": "filters.preallocate:Preallocate",
     "quorum": "filters.quorum:Quorum",
+    "snapshot-access": "filters.snapshot_access:SnapshotAccess",
     "throttle": "filters.throttle:Throttle",
 }
 
