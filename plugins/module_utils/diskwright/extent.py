@@ -11,7 +11,7 @@ from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, NamedTuple, Optional
+    from typing import Iterable, Iterator, NamedTuple, Optional
 
     from .node import Node
 
@@ -86,3 +86,14 @@ def coalesce(extents: Iterable[Extent]) -> list[Extent]:
                 continue
         joined.append(extent)
     return joined
+
+
+def pieces(offset: int, length: int, most: int, align: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into (offset, length) pieces of at most `most` bytes; inner cuts fall on multiples of `align`."""
+    end = offset + length
+    while offset < end:
+        stop = min(end, (offset + most) // align * align)
+        if stop <= offset:
+            stop = end
+        yield offset, stop - offset
+        offset = stop

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a specification to open nodes: file names, json:, image-opts; backing chains; the open policy.
+"""From a specification to open nodes, and what becomes of them: named nodes and their users; backing chains.
 
 A specification is a nested mapping in the language of QEMU's blockdev options: `driver`, options, and child nodes as
 nested mappings. A graph file and the command line are other spellings of it.
@@ -9,77 +9,57 @@ nested mappings. A graph file and the command line are other spellings of it.
 from __future__ import annotations
 
 import os
+from _thread import RLock
+from itertools import count
 
 from . import drivers
 from .errors import Denied, Error, Locked, OptionError, ReadOnly
-from .node import ALL, Format, Node, OpenFlags, Protocol, cache_flags
-from .options import flatten, nest, parse_value, opt, split_pairs
+from .hooks import Edge
+from .names import (
+    MAX_CHAIN,
+    OpenPolicy,
+    as_protocol,
+    beside_name,
+    describe,
+    file_driver,
+    identity,
+    identity_of_path,
+    identity_of_spec,
+    join_name,
+    local_path,
+    parse_filename,
+    parse_image_opts,
+    protocol_prefix,
+    resolve_name,
+    with_driver,
+)
+from .node import ALL, Format, Node, OpenFlags, cache_flags, change_use, release
+from .options import flatten, nest, opt, parse_value
+
+__all__ = [
+    "Graph",
+    "MAX_CHAIN",
+    "OpenPolicy",
+    "cache_flags",
+    "describe",
+    "identity",
+    "identity_of_path",
+    "join_name",
+    "open_image",
+    "parse_filename",
+    "parse_image_opts",
+    "prefixed",
+    "protocol_prefix",
+    "resolve_name",
+    "with_driver",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from typing import Any, Callable, Mapping, Optional, Sequence
 
     from .node import Reference
-
-MAX_CHAIN = 200  # nodes above one another; deeper chains are refused
-
-
-class OpenPolicy:
-    """Which files an image may make us open by naming them (backing files, data files, extents).
-
-    mode      "any" (as QEMU does), "none", "same_directory" (files at or below the image's own directory, no links out
-              of it), "listed" (those in `allowed`, after resolving links)
-    allowed   paths of files or directories; for "listed"
-    json      whether stored names may be json: descriptions
-    protocols names of the protocols that a stored name may use
-    """
-
-    __slots__ = ("mode", "allowed", "json", "protocols", "max_chain")
-
-    def __init__(
-        self,
-        mode: str = "any",
-        allowed: Sequence[str] = (),
-        json: bool = True,
-        protocols: Optional[Sequence[str]] = None,
-        max_chain: int = MAX_CHAIN,
-    ) -> None:
-        if mode not in ("any", "none", "same_directory", "listed"):
-            raise OptionError("Unknown open policy '%s'" % mode)
-        self.mode = mode
-        self.allowed = tuple(os.path.realpath(path) for path in allowed)
-        self.json = json
-        self.protocols = protocols
-        self.max_chain = max_chain
-
-    def admit(self, parent: Node, reference: Reference, spec: Mapping[str, Any]) -> None:
-        """Raise Denied unless the file that `reference` of `parent` names, parsed as `spec`, may be opened."""
-        if self.mode == "any" and self.json and self.protocols is None:
-            return
-        what = "%s: the image refers to the %s file '%s', which the open policy" % (parent.filename, reference.role, reference.name)
-        if reference.name.startswith("json:") and not self.json:
-            raise Denied("%s refuses (json: names are not allowed)" % what, filename=parent.filename)
-        if self.mode == "none":
-            raise Denied("%s refuses (mode 'none')" % what, filename=parent.filename)
-        for leaf in _leaves(spec):
-            if "driver" in leaf or "filename" in leaf:
-                self._admit_leaf(parent, what, leaf)
-
-    def _admit_leaf(self, parent: Node, what: str, leaf: Mapping[str, Any]) -> None:
-        driver, filename = leaf.get("driver"), leaf.get("filename", "")
-        if driver is None:
-            driver = protocol_prefix(str(filename)) or "file"
-        if self.protocols is not None and driver not in self.protocols:
-            raise Denied("%s refuses (protocol '%s' is not allowed)" % (what, driver), filename=parent.filename)
-        if self.mode == "any":
-            return
-        if driver != "file" or not isinstance(filename, str) or "\0" in filename:
-            raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
-        path = os.path.realpath(filename)
-        places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(local_path(parent))),)
-        if not any(path == place or path.startswith(place.rstrip("/") + "/") for place in places):
-            raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
-
 
 PROBED_RAW = (
     "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
@@ -87,17 +67,8 @@ PROBED_RAW = (
     "         Specify the 'raw' format explicitly to remove the restrictions."
 )
 
-
-def _leaves(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The innermost descriptions in `spec`, at whatever depth and under whatever key: what is going to be opened in the end."""
-    found: list[Mapping[str, Any]] = []
-    for value in spec.values():
-        for item in value if isinstance(value, list) else (value,):
-            if isinstance(item, dict):
-                found += _leaves(item)
-    return found if found and "filename" not in spec else [*found, spec]
-
-
+MAX_NAME = 31  # characters of a node-name
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _GENERIC = ("node-name", "read-only", "auto-read-only", "force-share", "detect-zeroes", "discard", "active")
 
 
@@ -114,7 +85,12 @@ class Graph:
         self.policy = policy or OpenPolicy()
         self.warn = warn
         self.objects = dict(objects or {})
-        self.named: dict[str, Node] = {}
+        self.named: dict[str, Node] = {}  # every node that is open, by its name, which it may have got from us
+        self.declared: dict[str, Mapping[str, Any]] = {}  # descriptions of nodes that are opened once somebody names them
+        self.gate: Any = None  # what holds requests back; see root.py
+        self.lock = RLock()  # held while nodes are added, removed or given to other users
+        self._numbers = count()
+        self._taken: set[str] = set()  # names of nodes that are being opened
 
     def open(
         self,
@@ -152,24 +128,32 @@ class Graph:
         """Open the node that `spec` describes. `above` holds the identities of the files in the overlays above it."""
         values = dict(spec)
         flags = _generic_flags(values, flags)
-        name = values.pop("node-name", None)
+        name = self._reserve(values.pop("node-name", None))
         driver = values.pop("driver", None)
         if isinstance(driver, (dict, list)):
             raise OptionError("Invalid parameter type for 'driver', expected: string")
         if driver is None and "file" not in values and "filename" in values:
             values = {**{k: v for k, v in values.items() if k != "filename"}, **parse_filename(str(values["filename"]))}
             driver = values.pop("driver", None)
-        opened: list[Node] = []
+        edges: list[Edge] = []
+        node: Optional[Node] = None
         try:
-            node = self._build(driver, values, flags, opened)
-            opened.append(node)
+            node = self._build(driver, values, flags, name, edges)
+            node.name, node.graph = name, self
+            self.named[name] = node
+            for edge in edges:
+                edge.user = node
             if node.unwritable and _insists_on_writing(spec):
                 raise ReadOnly("Image is read-only")
             self._open_references(node, spec, above)
         except BaseException:
-            for child in reversed(opened):
-                child.abandon()
+            self._taken.discard(name)
+            if node is not None:
+                node.abandon()
+            for edge in reversed(edges):
+                release(edge.node, [edge], Node.abandon)
             raise
+        self._taken.discard(name)
         if self.warn is not None:
             for text in node.warnings:
                 self.warn(text)
@@ -177,9 +161,101 @@ class Graph:
                 self._warn_of_raw(node)
             if spec.get("backing") == "":
                 self.warn('Use of "backing": "" is deprecated; use "backing": null instead')
-        if name is not None:
-            self.named[name] = node
         return node
+
+    # -- named nodes ---------------------------------------------------------------------------------------------
+
+    def add(self, spec: Mapping[str, Any], flags: Optional[OpenFlags] = None) -> Node:
+        """Open the node that `spec` describes, as blockdev-add does, and keep it open until it is removed.
+
+        It is open for writing unless it, or `flags`, says otherwise; what it locks depends on its users. Raises OptionError in
+        QEMU's words, Error and its leaves where it cannot be opened.
+        """
+        spec = nest(spec)
+        if spec.get("driver") is None:
+            raise OptionError("Parameter 'driver' is missing")
+        if spec.get("node-name") is None:
+            raise OptionError("'node-name' must be specified for the root node")
+        with self.lock:
+            node = self.open_spec(spec, flags or OpenFlags(writable=True, perm=0))
+            node.kept = True
+        return node
+
+    def declare(self, spec: Mapping[str, Any]) -> None:
+        """Take the description of a node that is opened as soon as somebody names it, and closed with its last user. See
+        description.py, which looks for mistakes."""
+        self.declared[str(spec["node-name"])] = nest(spec)
+
+    def remove(self, name: str) -> None:
+        """Close a node that `add` opened. Raises Error in QEMU's words where it is in use, or none of ours."""
+        with self.lock:
+            node = self.named.get(name)
+            if node is None:
+                raise Error("Failed to find node with node-name='%s'" % name)
+            if any(not isinstance(edge.user, Node) for edge in node.parents):
+                raise Error("Node %s is in use" % name)
+            if not node.kept:
+                raise Error("Node %s is not owned by the monitor" % name)
+            if node.parents:
+                raise Error("Block device %s is in use" % name)
+            node.kept = False
+            node.close()
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Let all users of `old` use `new`; users that `new` is itself made of stay, so that a filter can be put on top of `old`.
+
+        To be called under `drained`. A node that is left without users is closed, unless `add` opened it. Raises Error where
+        permissions do not allow it; nothing is changed then.
+        """
+        from .edges import replace
+
+        with self.lock:
+            replace(old, new)
+            release(old, (), Node.close)
+
+    def close(self) -> None:
+        """Close all nodes, users before what they use. Raises what the first failure raises, after all are closed."""
+        failure: Optional[BaseException] = None
+        with self.lock:
+            while self.named:
+                nodes = list(self.named.values())
+                tops = [node for node in nodes if not any(isinstance(edge.user, Node) for edge in node.parents)]
+                for node in tops or nodes[-1:]:
+                    node.kept = False
+                    node.parents.clear()
+                    try:
+                        node.close()
+                    except (Error, OSError) as exc:
+                        failure = failure or exc
+                    self.forget(node)
+        if failure is not None:
+            raise failure
+
+    def drained(self) -> AbstractContextManager[None]:
+        """For a `with` in which no request is under way: those of all Roots are waited for, and new ones held back."""
+        from .root import gate
+
+        return gate(self).closed()
+
+    def _reserve(self, name: Any) -> str:
+        """The name of a new node, which nobody else can take from now on; None makes one up. Raises OptionError."""
+        if name is None:
+            return "#block%03d" % next(self._numbers)
+        if not isinstance(name, str):
+            raise OptionError("Invalid parameter type for 'node-name', expected: string")
+        if name[:1] not in _LETTERS or not name or name.strip(_LETTERS + "0123456789-._"):
+            raise OptionError("Invalid node-name: '%s'" % name)
+        if len(name) > MAX_NAME:
+            raise OptionError("Node name too long")
+        if name in self.named or name in self._taken:
+            raise OptionError("Duplicate nodes with node-name='%s'" % name)
+        self._taken.add(name)
+        return name
+
+    def forget(self, node: Node) -> None:
+        """For node.py: a node was closed."""
+        if self.named.get(node.name) is node:
+            del self.named[node.name]
 
     def _warn_of_raw(self, node: Node) -> None:
         """Nobody said that `node` is raw."""
@@ -193,8 +269,8 @@ class Graph:
         if content:
             self.warn("'%s' is taken for a raw image, but it holds %s" % (node.filename, content))
 
-    def _build(self, driver: Optional[str], values: dict[str, Any], flags: OpenFlags, opened: list[Node]) -> Node:
-        """Open the children that `values` describes, then the node itself; `opened` collects what must be closed on failure."""
+    def _build(self, driver: Optional[str], values: dict[str, Any], flags: OpenFlags, name: str, edges: list[Edge]) -> Node:
+        """Open the children that `values` describes, then the node `name` itself; `edges` collects its uses of them."""
         probed = driver is None
         if driver is None:
             from .probe import probe
@@ -202,11 +278,12 @@ class Graph:
             if "file" not in values:
                 raise OptionError("Must specify either driver or file")
             # without permissions: which ones the format needs shows only afterwards
-            file = self._child("file", _as_protocol(values.pop("file")), Format.child_flags("file", flags).but(perm=0, shared=ALL))
-            opened.append(file)
+            wanted = Format.child_flags("file", flags).but(perm=0, shared=ALL)
+            edges.append(self._child(name, "file", as_protocol(values.pop("file")), wanted))
+            file = edges[0].node
             driver = probe(file, file.filename)
             cls = drivers.lookup(driver)
-            file.change_flags(cls.child_flags("file", flags))
+            change_use(edges[0], cls.child_flags("file", flags))
             values["file"] = file
         cls = drivers.lookup(driver)
         for key, field in cls.options_class.fields.items():
@@ -215,17 +292,17 @@ class Graph:
                     if not field.optional:
                         raise OptionError('A block device must be specified for "%s"' % key)
                     continue
-                spec = _as_protocol(values[key]) if issubclass(cls, Format) else values[key]
-                values[key] = self._child(key, spec, cls.child_flags(key, flags).but(no_backing=False))
-                opened.append(values[key])
+                spec = as_protocol(values[key]) if issubclass(cls, Format) else values[key]
+                edges.append(self._child(name, key, spec, cls.child_flags(key, flags).but(no_backing=False)))
+                values[key] = edges[-1].node
             elif field.kind == "NodeRefs":
                 specs = values.get(key) or ()
                 if not isinstance(specs, (list, tuple)):
                     raise OptionError("Parameter '%s' expects a list" % key)
                 values[key] = []
                 for index, spec in enumerate(specs):
-                    values[key].append(self._child("%s.%d" % (key, index), spec, cls.child_flags(key, flags).but(no_backing=False)))
-                    opened.append(values[key][-1])
+                    edges.append(self._child(name, "%s.%d" % (key, index), spec, cls.child_flags(key, flags).but(no_backing=False)))
+                    values[key].append(edges[-1].node)
         unknown = "Block protocol '%s' doesn't support the option '%%s'" if cls.leaf else "Block format '%s' does not support the option '%%s'"
         backing = values.pop("backing", None)
         if backing not in (None, "") and (flags.no_backing or not cls.supports_backing):
@@ -247,16 +324,37 @@ class Graph:
         describe(node, flat)
         return node
 
-    def _child(self, key: str, spec: Any, flags: OpenFlags) -> Node:
-        if isinstance(spec, Node):
-            return spec
+    def _child(self, user: Any, role: str, spec: Any, flags: OpenFlags, chain: tuple[Any, ...] = ()) -> Edge:
+        """Open what `spec` describes, or find the node that it names, as the child `role` of `user`, which is about to be opened."""
         if isinstance(spec, str):
-            if spec in self.named:
-                return self.named[spec]
-            raise OptionError("Cannot find device='%s' nor node-name='%s'" % (spec, spec))
-        if not isinstance(spec, dict):
-            raise OptionError('A block device must be specified for "%s"' % key)
-        return self.open_spec(spec, flags)
+            if spec in self.named or spec not in self.declared:
+                from .edges import use
+
+                return use(user, role, self.find(spec), *flags.permissions())
+            spec = self.declared[spec]
+        if isinstance(spec, Node):
+            node = spec
+        elif isinstance(spec, dict):
+            node = self.open_spec(spec, flags, chain)
+        else:
+            raise OptionError('A block device must be specified for "%s"' % role)
+        edge = Edge(user, role, node, *node.flags.permissions())
+        node.parents.append(edge)
+        return edge
+
+    def find(self, name: str) -> Node:
+        """The open node of this name. Raises OptionError."""
+        if name not in self.named:
+            raise OptionError("Cannot find device='%s' nor node-name='%s'" % (name, name))
+        return self.named[name]
+
+    def _attach(self, node: Node, edge: Edge) -> None:
+        """Give a node that is open one more child, which was opened for it."""
+        try:
+            node.attach(edge.role, edge.node)
+        except BaseException:
+            release(edge.node, [edge], Node.abandon)
+            raise
 
     def _open_references(self, node: Node, spec: Mapping[str, Any], above: tuple[Any, ...]) -> None:
         """Open what the image itself names, or what `spec` puts in its place."""
@@ -274,10 +372,8 @@ class Graph:
             extra, given = given, "stored"  # a key, say, of the file that the image names
         if given != "stored" and not node.flags.no_backing:
             if given is not None and given != "":
-                if not isinstance(given, dict):
-                    raise OptionError("Could not open backing file: Cannot find device='%s' nor node-name='%s'" % (given, given))
                 try:
-                    node.attach("backing", self.open_spec(given, type(node).child_flags("backing", node.flags), chain))
+                    self._attach(node, self._child(node, "backing", given, type(node).child_flags("backing", node.flags), chain))
                 except Denied:
                     raise
                 except Error as exc:
@@ -287,7 +383,8 @@ class Graph:
             if reference.role == "backing" and node.flags.no_backing:
                 continue
             more = extra if reference.role == "backing" else numbered.get(reference.role, {})
-            node.attach(reference.role, self._open_reference(node, reference, chain, more))
+            child = self._open_reference(node, reference, chain, more)
+            self._attach(node, self._child(node, reference.role, child, node.flags))
 
     def _open_beside(self, node: Node, reference: Reference, chain: tuple[Any, ...]) -> Node:
         """Open a file in the directory of `node` or below it, if the policy admits it too."""
@@ -302,10 +399,11 @@ class Graph:
         """Open a file that `node` names, with the options `extra` besides, which may be whatever a user put there."""
         if reference.spec is not None:
             inside = Graph(OpenPolicy("none", max_chain=self.policy.max_chain), self.objects, self.warn)
+            inside.named, inside._numbers, inside._taken = self.named, self._numbers, self._taken
             return inside.open_spec(reference.spec, type(node).child_flags(reference.role, node.flags), chain)
         resolved = resolve_name(node, reference.name) if not reference.protocol else beside_name(node, reference.name)
         try:
-            spec = parse_filename(resolved) if not reference.protocol else {"driver": _file_driver(resolved), "filename": resolved}
+            spec = parse_filename(resolved) if not reference.protocol else {"driver": file_driver(resolved), "filename": resolved}
             if reference.format and "driver" not in extra:
                 spec = with_driver(spec, reference.format)
             if extra and reference.protocol:
@@ -315,7 +413,7 @@ class Graph:
             self.policy.admit(node, reference, spec)
             if len(chain) >= self.policy.max_chain:
                 raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
-            if not reference.protocol and _identity_of_spec(spec) in chain and _identity_of_spec(spec) is not None:
+            if not reference.protocol and identity_of_spec(spec) in chain and identity_of_spec(spec) is not None:
                 raise Error("Backing file '%s' creates an infinite loop." % resolved, filename=node.filename)
             return self.open_spec(spec, type(node).child_flags(reference.role, node.flags), chain)
         except Denied:
@@ -379,151 +477,6 @@ def open_image(
     return Graph(policy, objects).open(filename, format, flags, image_opts)
 
 
-def parse_filename(filename: str) -> dict[str, Any]:
-    """The specification that a plain FILENAME operand or a stored name means; the driver of the format is left open.
-
-    Raises OptionError for an unknown protocol or a malformed json: name.
-    """
-    if filename.startswith("json:"):
-        return _parse_json(filename)
-    protocol = protocol_prefix(filename)
-    if protocol is None:
-        return {"file": {"driver": _file_driver(filename), "filename": filename}}
-    cls = drivers.lookup(protocol) if protocol in drivers.PREFIXED else drivers.lookup_protocol(protocol)
-    return {"file": {"driver": cls.driver, **cls.parse_name(filename)}}
-
-
-def with_driver(spec: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """`spec`, as parse_filename gives it, with a driver on top of it; a protocol takes the place of the file's."""
-    inner = spec.get("file")
-    if format in drivers.PROTOCOLS and isinstance(inner, dict) and "driver" not in spec:
-        spec = inner
-    return {**spec, "driver": format}
-
-
-def _as_protocol(spec: Any) -> Any:
-    """The specification of a format's own file: a name in it is a protocol's, and its content is not probed for a format."""
-    if not isinstance(spec, dict) or "driver" in spec or "file" in spec or "filename" not in spec:
-        return spec
-    named = parse_filename(str(spec["filename"]))
-    rest = {key: value for key, value in spec.items() if key != "filename"}
-    return {**(named if "driver" in named else named.get("file", named)), **rest}
-
-
-def protocol_prefix(filename: str) -> Optional[str]:
-    """The protocol in front of the first colon, unless a slash comes earlier; None for a path."""
-    colon = filename.find(":")
-    slash = filename.find("/")
-    if colon < 0 or 0 <= slash < colon:
-        return None
-    return filename[:colon]
-
-
-def _file_driver(path: str) -> str:
-    """host_device for a block or character device, else file."""
-    import stat
-
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return "file"
-    return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
-
-
-def _parse_json(filename: str) -> dict[str, Any]:
-    from .json_parser import parse_json
-
-    try:
-        value = parse_json(filename[5:])
-    except OptionError as exc:
-        raise OptionError("Could not parse the JSON options: %s" % exc) from None
-    if not isinstance(value, dict):
-        raise OptionError("Invalid JSON object given")
-    return nest(value)
-
-
-def parse_image_opts(text: str) -> dict[str, Any]:
-    """The specification that an --image-opts string means."""
-    return nest(dict(split_pairs(text, implied_key="file")))
-
-
-def resolve_name(node: Node, name: str) -> str:
-    """A stored name as seen from the working directory: relative ones are relative to the image that stores them."""
-    return join_name(local_path(node) if node.filename.startswith("json:") else node.filename, name)
-
-
-def beside_name(node: Node, name: str) -> str:
-    """A path as seen from the working directory: relative ones are relative to the local file of `node`."""
-    place = local_path(node)
-    return name if name.startswith("/") else place[: place.rfind("/") + 1] + name
-
-
-def join_name(base: str, name: str) -> str:
-    """`name` as it is, or beside the file `base` if it is a relative path."""
-    if not name or name.startswith("/") or name.startswith("json:") or protocol_prefix(name) is not None:
-        return name
-    return base[: base.rfind("/") + 1] + name
-
-
-def local_path(node: Node) -> str:
-    """The path of the local file at the bottom of `node`; "" where there is none."""
-    file: Optional[Node] = node
-    while file is not None and not file.leaf:
-        file = file.children.get("file")
-    return getattr(file.options, "filename", "") if file is not None else ""
-
-
-def identity(node: Node) -> Any:
-    """What tells the file below `node` from all others (device and inode, or the name); None where nothing does."""
-    return identity_of_path(local_path(node))
-
-
-def _identity_of_spec(spec: Mapping[str, Any]) -> Any:
-    inner = spec.get("file", spec)
-    return identity_of_path(str(inner.get("filename", ""))) if isinstance(inner, dict) else None
-
-
-def identity_of_path(path: str) -> Any:
-    """Device and inode of the file at `path`, None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
-
-
-def describe(node: Node, given: Mapping[str, Any]) -> None:
-    """Fill in the name of a node for people, and the specification that it stands for.
-
-    The name is the plain file name where that says it all, else json:{...}, as QEMU has it. `given` are the driver's own
-    options as the user wrote them, by flat key.
-    """
-    full = {key: value for key, value in given.items() if key in node.strong_options}
-    weak = not full
-    full["driver"] = node.driver
-    file = node.children.get("file")
-    if isinstance(node, Protocol):
-        node.full_options = full
-        node.filename = node.options_name()
-    else:
-        lists: dict[str, dict[int, Any]] = {}
-        for role, child in node.children.items():
-            name, numbered, number = role.partition(".")
-            if numbered:  # one of a list of children
-                lists.setdefault(name, {})[int(number)] = child.full_options
-            elif role != "backing":
-                full[role] = child.full_options
-        full.update((name, [members[number] for number in sorted(members)]) for name, members in lists.items())
-        node.full_options = full
-        node.filename = node.options_name()
-        if not node.filename and weak and file is not None and node.unfiltered() is node and (file.leaf or file.options_name()):
-            node.filename = "" if file.filename.startswith("json:") else file.filename
-    if not node.filename:
-        from .json_text import dumps
-
-        node.filename = "json:" + dumps(full)
-
-
 def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
     """Take the options that every node has out of `values` and apply them to `flags`."""
     changed: dict[str, Any] = {}
@@ -568,6 +521,3 @@ def prefixed(prefix: str, exc: Error, filename: str) -> Error:
     for name, value in exc.__dict__.items():
         again.__dict__.setdefault(name, value)
     return again
-
-
-__all__ = ["Graph", "OpenPolicy", "cache_flags", "describe", "open_image", "parse_filename", "parse_image_opts", "resolve_name"]

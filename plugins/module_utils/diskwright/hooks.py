@@ -31,6 +31,8 @@ RESIZE = 8
 ALL = 15
 
 MAX_SIZE = (1 << 63) - 512  # bytes; no node is larger
+CHUNK = 1 << 20  # bytes of zeroes written at a time, and the largest copy-on-write buffer
+ZEROES = bytes(CHUNK)
 
 
 class OpenFlags:
@@ -149,6 +151,23 @@ class Reference:
         self.spec = spec
 
 
+class Edge:
+    """One use of a node: `user` (a Node or a Root; the node-name of a Node that is just being opened) uses `node` as its child
+    `role`. `perm` is what it does there, `shared` what it lets other users do; see edges.py."""
+
+    __slots__ = ("user", "role", "node", "perm", "shared")
+
+    def __init__(self, user: Any, role: str, node: Node, perm: int, shared: int) -> None:
+        self.user = user
+        self.role = role
+        self.node = node
+        self.perm = perm
+        self.shared = shared
+
+    def __repr__(self) -> str:
+        return "Edge(%r, %r, perm=%d, shared=%d)" % (getattr(self.user, "name", self.user), self.role, self.perm, self.shared)
+
+
 class Snapshot:
     """An internal snapshot. Sizes in bytes; `date_sec` and `date_nsec` since 1970 in UTC, `vm_clock_nsec` since the guest
     was started; `icount` is its count of instructions, None where the image has none."""
@@ -229,6 +248,8 @@ class Hooks:
     filename: str
     flags: OpenFlags
     children: dict[str, Node]
+    name: str = ""  # its node-name, given or made up; "" outside of a graph
+    parents: list[Edge]  # who uses it, oldest first
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         """Extents that cover the range, ascending, without gaps; they may begin before and end after it. Only reads metadata."""
@@ -437,3 +458,17 @@ class Hooks:
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:
         """Bytes needed for an image made with `options` that takes the content of `source` (None: empty)."""
         raise Unsupported("Block driver '%s' does not support size measurement" % cls.driver)
+
+
+def fill_zeroes(view: memoryview) -> None:
+    """Set every byte of `view` to zero."""
+    for position in range(0, len(view), CHUNK):
+        part = view[position : position + CHUNK]
+        part[:] = memoryview(ZEROES)[: len(part)]
+
+
+def aligned_buffer(length: int) -> memoryview:
+    """A zeroed, page-aligned buffer of `length` bytes, as O_DIRECT needs it."""
+    import mmap
+
+    return memoryview(mmap.mmap(-1, max(length, 1)))[:length]

@@ -14,8 +14,27 @@ from _thread import RLock, allocate_lock
 from itertools import islice
 
 from .errors import Error, ReadOnly, Unsupported
-from .extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, PASS, RECURSE, ZERO, Extent, clip, coalesce
-from .hooks import ALL, CONSISTENT_READ, MAX_SIZE, RESIZE, WRITE, WRITE_UNCHANGED, Alloc, Hooks, Measure, OpenFlags, Reference, Snapshot, cache_flags
+from .extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, PASS, RECURSE, ZERO, Extent, clip, coalesce, pieces
+from .hooks import (
+    ALL,
+    CHUNK,
+    CONSISTENT_READ,
+    MAX_SIZE,
+    RESIZE,
+    WRITE,
+    WRITE_UNCHANGED,
+    ZEROES,
+    Alloc,
+    Edge,
+    Hooks,
+    Measure,
+    OpenFlags,
+    Reference,
+    Snapshot,
+    aligned_buffer,
+    cache_flags,
+    fill_zeroes,
+)
 
 __all__ = [
     "ALL",
@@ -49,9 +68,6 @@ if TYPE_CHECKING:
 
     Buffer = Union[bytes, bytearray, memoryview]
 
-CHUNK = 1 << 20  # bytes of zeroes written at a time, and the largest copy-on-write buffer
-_ZEROES = bytes(CHUNK)
-
 
 class Node(Hooks):
     """Base of all drivers: the public methods, and the hooks (leading underscore) that a driver overrides."""
@@ -62,6 +78,9 @@ class Node(Hooks):
         self.filename = ""  # what the user would call it; graph.py fills it in, and the next line
         self.full_options: dict[str, Any] = {}  # a specification that opens the same bytes, as its json: name has it
         self.children: dict[str, Node] = {}
+        self.parents: list[Edge] = []
+        self.kept = False  # its graph closes it, not the last of its users
+        self.graph: Any = None  # the Graph that knows it by its name
         for field in options.fields.values():
             if field.kind == "NodeRef":
                 child = getattr(options, field.name)
@@ -126,7 +145,7 @@ class Node(Hooks):
         if align == 1:
             self._pread_into(host_offset, view)
             return
-        for start, length in _pieces(host_offset, len(view), CHUNK, align):
+        for start, length in pieces(host_offset, len(view), CHUNK, align):
             first = start // align * align
             bounce = aligned_buffer(-(-(start + length - first) // align) * align)
             self._pread_into(first, bounce)
@@ -285,7 +304,7 @@ class Node(Hooks):
             self.pread_into(offset, view[:inside])
 
     def _copy_old(self, alloc: Alloc, offset: int, length: int) -> None:
-        for start, count in _pieces(offset, length, CHUNK, 1):
+        for start, count in pieces(offset, length, CHUNK, 1):
             piece = memoryview(bytearray(count))
             self._read_old(start, piece)
             alloc.host.write_hosted(alloc.host_offset + start - alloc.offset, piece)
@@ -308,7 +327,7 @@ class Node(Hooks):
         end = host_offset + len(view)
         entry = self.serialise(host_offset, len(view), align)
         try:
-            for start, length in _pieces(host_offset, len(view), CHUNK, align):
+            for start, length in pieces(host_offset, len(view), CHUNK, align):
                 first = start // align * align
                 last = -(-(start + length) // align) * align
                 bounce = aligned_buffer(last - first)
@@ -335,8 +354,8 @@ class Node(Hooks):
         if not count:
             start = offset + length
         for low, high in ((offset, start), (start + count, offset + length)):
-            for position, size in _pieces(low, high - low, CHUNK, 1):
-                self._write(position, memoryview(_ZEROES)[:size])
+            for position, size in pieces(low, high - low, CHUNK, 1):
+                self._write(position, memoryview(ZEROES)[:size])
         if self.flags.writethrough:
             self.flush()
 
@@ -430,8 +449,7 @@ class Node(Hooks):
                 child.flush()
 
     def close(self) -> None:
-        """Flush, give everything back, close the children. A second call does nothing. Raises what the flush raises,
-        after all is closed."""
+        """Flush, give everything back, close the children. A second call does nothing. Raises what the flush raises, after all is closed."""
         if self._closed:
             return
         try:
@@ -451,10 +469,12 @@ class Node(Hooks):
         failure: Optional[BaseException] = None
         for child in self.children.values():
             try:
-                how(child)
+                release(child, [edge for edge in child.parents if edge.user is self], how)
             except (Error, OSError) as exc:
                 failure = failure or exc
         self._release_host()
+        if self.graph is not None:
+            self.graph.forget(self)
         if failure is not None:
             raise failure
 
@@ -462,23 +482,31 @@ class Node(Hooks):
         """Go on under other flags, the node's own children (but for the backing node) too. Raises Locked or Error where that
         cannot be; nothing is changed then."""
         old = self.flags
-        changed: list[Node] = []
+        changed: list[str] = []
         try:
-            for role, child in self.children.items():
+            for role in self.children:
                 if role != "backing":
-                    child.change_flags(self.child_flags(role, flags))
-                    changed.append(child)
+                    self.change_child(role, self.child_flags(role, flags))
+                    changed.append(role)
             self.flags = flags
             self._changed_flags(old)
         except BaseException:
             self.flags = old
-            for role, child in self.children.items():
-                if child in changed:
-                    child.change_flags(self.child_flags(role, old))
+            for role in changed:
+                self.change_child(role, self.child_flags(role, old))
             raise
 
+    def change_child(self, role: str, flags: OpenFlags) -> None:
+        """Let a child go on under other flags; see change_use."""
+        child = self.children[role]
+        for edge in reversed(child.parents):
+            if edge.role == role and (edge.user is self or isinstance(edge.user, str)):
+                change_use(edge, flags)
+                return
+        child.change_flags(flags)
+
     def attach(self, role: str, child: Node) -> None:
-        """Take a child that a Reference named; for graph.py."""
+        """Take a child that a Reference named, or another one in place of a child; for graph.py."""
         self.children[role] = child
         if role == "backing":
             self.backing = child
@@ -598,26 +626,25 @@ class Protocol(Node):
         raise Unsupported("Protocol driver '%s' does not support image creation" % cls.driver)
 
 
-def fill_zeroes(view: memoryview) -> None:
-    """Set every byte of `view` to zero."""
-    for position in range(0, len(view), CHUNK):
-        part = view[position : position + CHUNK]
-        part[:] = memoryview(_ZEROES)[: len(part)]
+def release(node: Node, edges: Sequence[Edge], how: Callable[[Node], None]) -> None:
+    """Take users from a node. Once it has none and nobody keeps it, it is closed: by `how`, Node.close or Node.abandon."""
+    left = [edge for edge in node.parents if edge not in edges]
+    node.parents[:] = left
+    if not left and not node.kept:
+        how(node)
+    elif edges and not node._closed:
+        from .edges import settle
+
+        settle(node)
 
 
-def aligned_buffer(length: int) -> memoryview:
-    """A zeroed, page-aligned buffer of `length` bytes, as O_DIRECT needs it."""
-    import mmap
+def change_use(edge: Edge, flags: OpenFlags) -> None:
+    """Let a node go on under the flags that one user wants; where it has others too, or is kept, only the permissions change.
+    Raises Locked or Error, nothing being changed then."""
+    if edge.node.kept or len(edge.node.parents) > 1:
+        from .edges import change
 
-    return memoryview(mmap.mmap(-1, max(length, 1)))[:length]
-
-
-def _pieces(offset: int, length: int, most: int, align: int) -> Iterator[tuple[int, int]]:
-    """Cut a range into (offset, length) pieces of at most `most` bytes; inner cuts fall on multiples of `align`."""
-    end = offset + length
-    while offset < end:
-        stop = min(end, (offset + most) // align * align)
-        if stop <= offset:
-            stop = end
-        yield offset, stop - offset
-        offset = stop
+        change(edge, *flags.permissions())
+    else:
+        edge.node.change_flags(flags)
+        edge.perm, edge.shared = flags.permissions()

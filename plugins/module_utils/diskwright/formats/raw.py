@@ -68,8 +68,8 @@ class Raw(Format):
                     % (self.start, self.window, length)
                 )
         if self.start or self.window is not None:
-            own = self.file.flags
-            self.file.change_flags(own.but(shared=own.permissions()[1] & ~RESIZE))  # what is around the window is to stay
+            perm, shared = self.child_flags("file", flags).permissions()
+            self.change_child("file", self.file.flags.but(perm=perm, shared=shared & ~RESIZE))  # what is around the window is to stay
         self.growable = self.window is None and self.file.growable
         self.zero_initialized = self.file.zero_initialized
         self.cluster_size = self.file.cluster_size

@@ -172,7 +172,6 @@ class Vpc(BlockFormat):
         """See Node.attach. Raises Corrupt for a parent with another unique ID."""
         found = child.footer.unique_id if isinstance(child, Vpc) else None
         if self.differencing and found is not None and found != self.header.parent_unique_id:
-            child.abandon()
             text = "%s: the parent '%s' is another image: its ID is %s, not %s"
             ids = (found.hex(), self.header.parent_unique_id.hex())
             raise Corrupt(text % (self.filename, child.filename, *ids), filename=self.filename)

@@ -197,11 +197,7 @@ class Vhdx(BlockFormat):
     def attach(self, role: str, child: Node) -> None:
         """See Node.attach. Raises Corrupt where the parent is not the one that the image was made for."""
         if role == "backing" and self._parent is not None:
-            try:
-                self._parent.admit(child.headers.current.data_write_guid if isinstance(child, Vhdx) else None)
-            except Corrupt:
-                child.abandon()
-                raise
+            self._parent.admit(child.headers.current.data_write_guid if isinstance(child, Vhdx) else None)
         super().attach(role, child)
 
     def _survey(self, result: Optional[CheckResult]) -> None:

@@ -1,0 +1,140 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""Permissions where a node has several users: what each does with it and lets the others do, and who objects.
+
+They are QEMU's (https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html, BlockPermission). The permissions that all users of a
+node take together are what the node itself needs of its children, down to the locks of the files.
+"""
+
+from __future__ import annotations
+
+from .errors import Error, ReadOnly
+from .hooks import ALL, CONSISTENT_READ, RESIZE, WRITE, WRITE_UNCHANGED, Edge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Iterator
+
+    from .node import Node
+
+_NAMES = ((CONSISTENT_READ, "consistent read"), (WRITE, "write"), (WRITE_UNCHANGED, "write unchanged"), (RESIZE, "resize"))
+
+
+def use(user: Any, role: str, node: Node, perm: int, shared: int) -> Edge:
+    """Make `user` one more user of a node. Raises Error where another one objects, ReadOnly, and Locked; nothing is changed then."""
+    edge = Edge(user, role, node, perm, shared)
+    node.parents.append(edge)
+    try:
+        refresh(node)
+    except BaseException:
+        node.parents.remove(edge)
+        settle(node)
+        raise
+    return edge
+
+
+def change(edge: Edge, perm: int, shared: int) -> None:
+    """Give a user other permissions. Raises what `use` raises; nothing is changed then."""
+    old = edge.perm, edge.shared
+    edge.perm, edge.shared = perm, shared
+    try:
+        refresh(edge.node)
+    except BaseException:
+        edge.perm, edge.shared = old
+        settle(edge.node)
+        raise
+
+
+def refresh(node: Node) -> None:
+    """Make the permissions of a node what its users need by now. Raises Error, ReadOnly, Locked."""
+    find_conflict(node)
+    perm, shared = together(node)
+    if perm & (WRITE | WRITE_UNCHANGED) and node.read_only:
+        raise ReadOnly("Block node is read-only", filename=node.filename)
+    if (perm, shared) != node.flags.permissions():
+        node.change_flags(node.flags.but(perm=perm, shared=shared))
+
+
+def settle(node: Node) -> None:
+    """The same after users went away or back to what they were: there is nobody to object."""
+    try:
+        refresh(node)
+    except (Error, OSError):
+        pass  # more than is needed is held; the next change tries again
+
+
+def together(node: Node) -> tuple[int, int]:
+    """What all users of a node do, and what each of them lets others do."""
+    perm, shared = 0, ALL
+    for edge in node.parents:
+        perm |= edge.perm
+        shared &= edge.shared
+    return perm, shared
+
+
+def find_conflict(node: Node) -> None:
+    """Raise Error if one user does what another one does not share; the newest is heard first, as in QEMU."""
+    for left in reversed(node.parents):
+        for right in reversed(node.parents):
+            denied = right.perm & ~left.shared
+            if left is not right and denied:
+                names = ", ".join(name for bit, name in _NAMES if denied & bit)
+                text = "Permission conflict on node '%s': permissions '%s' are both required by %s and unshared by %s."
+                raise Error(text % (node.name, names, describe_use(right), describe_use(left)), filename=node.filename)
+
+
+def describe_use(edge: Edge) -> str:
+    """Who uses which node as what, for messages."""
+    described = getattr(edge.user, "description", None)
+    if described is None:
+        described = "node '%s'" % getattr(edge.user, "name", edge.user)
+    return "%s (uses node '%s' as '%s' child)" % (described, edge.node.name, edge.role)
+
+
+def below(node: Node) -> Iterator[Node]:
+    """A node and all that it is made of, each once."""
+    seen = {id(node)}
+    todo = [node]
+    while todo:
+        found = todo.pop()
+        yield found
+        for child in found.children.values():
+            if id(child) not in seen:
+                seen.add(id(child))
+                todo.append(child)
+
+
+def replace(old: Node, new: Node) -> None:
+    """Let all users of `old` use `new`, but for those that `new` itself is made of: a filter put on top of `old` stays there.
+
+    Raises Error, ReadOnly, Locked where permissions do not allow it; nothing is changed then.
+    """
+    inside = {id(node) for node in below(new)}
+    moved = [edge for edge in old.parents if id(edge.user) not in inside]
+    move(moved, old, new)
+
+
+def move(moved: list[Edge], old: Node, new: Node) -> None:
+    """Let the users `moved` of `old` use `new`. Raises what `replace` raises."""
+    place = list(old.parents)
+    old.parents[:] = [edge for edge in place if edge not in moved]
+    new.parents.extend(moved)
+    for edge in moved:
+        edge.node = new
+    attached: list[Edge] = []
+    try:
+        settle(old)
+        refresh(new)
+        for edge in moved:
+            edge.user.attach(edge.role, new)
+            attached.append(edge)
+    except BaseException:
+        for edge in moved:
+            edge.node = old
+        for edge in attached:
+            edge.user.attach(edge.role, old)
+        new.parents[:] = [edge for edge in new.parents if edge not in moved]
+        old.parents[:] = place
+        settle(new)
+        settle(old)
+        raise
