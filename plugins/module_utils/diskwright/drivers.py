@@ -49,7 +49,11 @@ STREAMS = ("bzip2", "gzip", "xz", "zstd")
 
 PROTOCOLS: dict[str, str] = {
     "file": "protocols.file:File",
+    "ftp": "protocols.url:Ftp",
+    "ftps": "protocols.url:Ftps",
     "host_device": "protocols.file.device:HostDevice",
+    "http": "protocols.url:Http",
+    "https": "protocols.url:Https",
     "null-co": "protocols.null:NullCo",
     "null-aio": "protocols.null:NullAio",
     "vvfat": "protocols.vvfat:Vvfat",
