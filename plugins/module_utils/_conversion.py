@@ -26,7 +26,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("%s is source and destination at once" % params["dest"])
     if len(params["src"]) > 1 and params["up_to_date"] == "content":
         raise Refusal("up_to_date=content needs a single source")
-    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format", "changed")
+    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format", "changed", "disk", "verify_manifest")
     from .diskwright.drivers import lookup_format
 
     options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", *ENCRYPTION))
@@ -38,6 +38,8 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal("compress and encryption exclude each other: compressed data is not encrypted")
     if params["changed"] is not None and (len(params["src"]) > 1 or params["backing_file"] is None):
         raise Refusal("changed needs a single source, and a backing_file that has what did not change")
+    if (params["disk"] is not None or params["verify_manifest"]) and params["src_format"] not in PACKAGES:
+        raise Refusal("disk and verify_manifest go with src_format=ova and src_format=ovf")
     size = virtual_size(params["size"])
     checksum = params["checksum"]
     if checksum is not None:
@@ -46,6 +48,22 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
             raise Refusal("checksum needs a single source")
     want = {**{key: params[key] for key in keys}, "options": options, "size": size, "checksum": checksum, "encryption": encryption}
     return {**want, "private": params["mode"] is not None}
+
+
+PACKAGES = ("ova", "ovf")
+
+
+def names(want: State) -> list[str]:
+    """The sources as the library's functions take them."""
+    paths = [os.path.abspath(path) for path in want["src"]]
+    chosen = {"disk": want["disk"], "verify": "on" if want["verify_manifest"] else None}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    if not given:
+        return paths
+    from .diskwright.json_text import dumps
+
+    package = {"driver": want["src_format"], **given}
+    return ["json:" + dumps({**package, "file": {"driver": "file", "filename": path}}) for path in paths]
 
 
 def _algorithm(checksum: str) -> str:
@@ -77,8 +95,7 @@ def _verify(path: str, checksum: str) -> None:
 def request(want: State) -> dict[str, Any]:
     """What of the wanted state decides what the destination looks like."""
     form = {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
-    if want["changed"] is not None:
-        form["changed"] = want["changed"]
+    form.update((key, want[key]) for key in ("changed", "disk") if want[key] is not None)
     return form if want["encryption"] is None else {**form, "encrypted": True}
 
 
@@ -87,16 +104,23 @@ def identities(want: State) -> list[dict[str, Any]]:
     Error and OSError."""
     from .diskwright.commands.info import info
 
-    found = []
-    for path in want["src"]:
-        for record in info(os.path.abspath(path), format=want["src_format"], backing_chain=True, force_share=True):
-            path = os.path.realpath(record.filename)
-            identity: dict[str, Any] = {"path": path}
-            if os.path.exists(path):  # else it is no plain file, and its name must do
-                status = os.stat(path)
-                identity.update(inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
-            found.append(identity)
+    found: list[dict[str, Any]] = []
+    quick = {**want, "verify_manifest": False}
+    for name in names(quick):
+        for record in info(name, format=want["src_format"], backing_chain=True, force_share=True):
+            for path in dict.fromkeys(map(os.path.realpath, _files(record.as_dict()))):
+                identity: dict[str, Any] = {"path": path}
+                if os.path.exists(path):  # else it is no plain file, and its name must do
+                    status = os.stat(path)
+                    identity.update(inode=status.st_ino, size=status.st_size, mtime_ns=status.st_mtime_ns)
+                found.append(identity)
     return found
+
+
+def _files(record: Mapping[str, Any]) -> list[str]:
+    """The names of an image and of the nodes that hold it: data files and extents are files of their own."""
+    own = record["filename"]
+    return [*([] if own.startswith("json:") else [own]), *(name for child in record.get("children", ()) for name in _files(child["info"]))]
 
 
 def observe(want: State) -> dict[str, Any]:
@@ -145,7 +169,7 @@ def _difference_in_content(want: State) -> str:
 
     dest = Address(want["dest"], want["format"], want["encryption"])
     formats = {"format1": want["src_format"], "format2": dest.arguments["format"]}
-    result = compare(os.path.abspath(want["src"][0]), dest.name, objects=dest.arguments["objects"], force_share=True, **formats)
+    result = compare(names(want)[0], dest.name, objects=dest.arguments["objects"], force_share=True, **formats)
     return "" if result.identical else "its content is different"
 
 
@@ -174,7 +198,8 @@ def plan(want: State, have: State) -> list[Step]:
         change["size"] = want["size"]
         address = Address(dest, want["format"], encryption)
         more.append(["qemu-img", "resize", *address.words, address.operand, str(want["size"])])
-    return [Step("convert", dest, have["_reason"], [*argv, *want["src"], dest], change, lambda: _run(want, options), more)]
+    sources = want["src"] if names(want)[0][:5] != "json:" else names(want)
+    return [Step("convert", dest, have["_reason"], [*argv, *sources, dest], change, lambda: _run(want, options), more)]
 
 
 def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
@@ -188,7 +213,7 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
         _verify(want["src"][0], want["checksum"])
     with beside(dest, want["private"]) as temporary:
         convert(
-            [os.path.abspath(path) for path in want["src"]],
+            names(want),
             temporary,
             format=want["src_format"],
             target_format=want["format"],

@@ -32,6 +32,17 @@ options:
       - The format of O(src). It is told from the content if not given.
       - State it for raw images that others may have written to, since whoever writes a raw image decides what its content looks like.
     type: str
+  disk:
+    description:
+      - Which disk of a package to convert, with O(src_format=ova) and O(src_format=ovf). Its number (the first is V(0)), its id, or the name of its file.
+      - It is the first one if not given.
+    type: str
+  verify_manifest:
+    description:
+      - Whether all files of a package are compared with the checksums of its manifest before it is converted. A package without a
+        manifest has nothing to be compared with.
+    type: bool
+    default: false
   checksum:
     description:
       - What O(src) must have, as ALGORITHM:HEX. Verified whenever O(src) is about to be converted, but not in check mode.
@@ -191,6 +202,8 @@ if TYPE_CHECKING:
 ARGUMENTS = {
     "src": {"type": "list", "elements": "path", "required": True},
     "src_format": {"type": "str"},
+    "disk": {"type": "str"},
+    "verify_manifest": {"type": "bool", "default": False},
     "checksum": {"type": "str"},
     "dest": {"type": "path", "required": True},
     "format": {"type": "str", "default": "qcow2"},
