@@ -250,6 +250,7 @@ class Hooks:
     children: dict[str, Node]
     name: str = ""  # its node-name, given or made up; "" outside of a graph
     parents: list[Edge]  # who uses it, oldest first
+    recorder: Optional[Callable[[int, int], None]] = None  # told (offset, length) of all that was written here; see jobs/recording.py
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         """Extents that cover the range, ascending, without gaps; they may begin before and end after it. Only reads metadata."""

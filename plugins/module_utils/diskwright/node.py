@@ -260,6 +260,7 @@ class Node(Hooks):
             self.write_own(offset, view)
             return
         entry = self.serialise(offset, len(view))
+        recorder = self.recorder
         try:
             allocs = self._alloc(offset, len(view))
             fresh = [alloc for alloc in allocs if alloc.fresh]
@@ -272,6 +273,8 @@ class Node(Hooks):
             if fresh:
                 self._link(fresh)
         finally:
+            if recorder is not None:
+                recorder(offset, len(view))
             self.release(entry)
 
     def _fill(self, alloc: Alloc, offset: int, view: memoryview) -> None:
@@ -320,6 +323,15 @@ class Node(Hooks):
 
     def write_own(self, host_offset: int, view: memoryview) -> None:
         """Write bytes that this node hosts, whatever its request alignment is."""
+        if self.recorder is not None and self.leaf:
+            try:
+                self._write_own(host_offset, view)
+            finally:
+                self.recorder(host_offset, len(view))
+        else:
+            self._write_own(host_offset, view)
+
+    def _write_own(self, host_offset: int, view: memoryview) -> None:
         align = self.request_alignment
         if align == 1:
             self._pwrite(host_offset, view)
@@ -350,6 +362,8 @@ class Node(Hooks):
         try:
             start, count = self._zero(offset, length, unmap)
         finally:
+            if self.recorder is not None:
+                self.recorder(offset, length)
             self.release(entry)
         if not count:
             start = offset + length
@@ -367,6 +381,8 @@ class Node(Hooks):
             try:
                 self._discard(offset, length)
             finally:
+                if self.recorder is not None:
+                    self.recorder(offset, length)
                 self.release(entry)
 
     def reserve(self, offset: int, length: int) -> list[Alloc]:
@@ -378,6 +394,11 @@ class Node(Hooks):
         fresh = [alloc for alloc in allocs if alloc.fresh]
         if fresh:
             self._link(fresh)
+        for alloc in allocs:
+            if self.recorder is not None:
+                self.recorder(alloc.offset, alloc.length)
+            if alloc.host.recorder is not None and alloc.host is not self and alloc.host.leaf:  # it was written by its descriptor
+                alloc.host.recorder(alloc.host_offset, alloc.length)
 
     def withdraw(self, allocs: Sequence[Alloc]) -> None:
         """For copy.py: give reserved room back."""
@@ -395,10 +416,14 @@ class Node(Hooks):
         self._check_write(offset, len(view))
         if not self.supports_compression:
             raise Unsupported("Compression not supported for this file format")
-        if encoded is None:
-            self._pwrite_compressed(offset, view)
-        else:
-            self._pwrite_encoded(offset, view, encoded)
+        try:
+            if encoded is None:
+                self._pwrite_compressed(offset, view)
+            else:
+                self._pwrite_encoded(offset, view, encoded)
+        finally:
+            if self.recorder is not None:
+                self.recorder(offset, len(view))
 
     def serialise(self, offset: int, length: int, unit: int = 0) -> Any:
         """Wait for writes under way in the same allocation units, then register this one; `release` takes the result."""
