@@ -54,13 +54,18 @@ PROTOCOLS: dict[str, str] = {
     "host_device": "protocols.file.device:HostDevice",
     "http": "protocols.url:Http",
     "https": "protocols.url:Https",
+    "iscsi": "protocols.iscsi:Iscsi",
+    "nfs": "protocols.nfs:Nfs",
     "null-co": "protocols.null:NullCo",
     "null-aio": "protocols.null:NullAio",
     "vvfat": "protocols.vvfat:Vvfat",
 }
 
 # What stands in front of a file name where it is not the driver's own name.
-PREFIXES = {"fat": "vvfat"}
+PREFIXES = {"fat": "vvfat", "iser": "iscsi"}
+
+# Drivers whose own name stands in front of no file name.
+UNNAMED = ("vvfat",)
 
 FILTERS: dict[str, str] = {
     "blklogwrites": "filters.blklogwrites:Blklogwrites",
@@ -114,7 +119,7 @@ def lookup_protocol(name: str) -> type[Protocol]:
     """The class of the protocol `name`. Raises OptionError for anything that is no protocol."""
     from .node import Protocol
 
-    place = None if name in PREFIXES.values() else PROTOCOLS.get(PREFIXES.get(name, name))
+    place = None if name in UNNAMED else PROTOCOLS.get(PREFIXES.get(name, name))
     cls = load(name, place) if place else None
     if cls is None or not issubclass(cls, Protocol):
         raise OptionError("Unknown protocol '%s'" % name)
