@@ -25,6 +25,7 @@ MAX_UNSIGNED = 1 << 63  # what is above was negative
 class UrlOptions(Options):
     """Runtime options of all four."""
 
+    filename: str = opt("", help="nothing: a file is named by its URL", hidden=True)
     url: Optional[str] = opt(None, help="URL of the file")
     readahead: Size = opt(256 << 10, help="how many bytes more than needed a request asks for, a multiple of 512")
     timeout: int = opt(5, help="seconds until the server must have gone on answering; 0 for ever")
@@ -83,6 +84,8 @@ class _Url(Protocol):
         if not options.url.startswith(self.driver + "://"):
             text = "%s curl driver cannot handle the URL '%s' (does not start with '%s://')"
             raise OptionError(text % (self.driver, options.url, self.driver))
+        if options.filename:
+            raise OptionError("Block protocol '%s' doesn't support the option 'filename'" % self.driver)
         return options.url
 
     def _reach(self, url: str, options: UrlOptions) -> Any:
