@@ -8,13 +8,14 @@ node take together are what the node itself needs of its children, down to the l
 
 from __future__ import annotations
 
-from .errors import Error, ReadOnly
+from .errors import Error, ReadOnly, Unsupported
 from .hooks import ALL, CONSISTENT_READ, RESIZE, WRITE, WRITE_UNCHANGED, Edge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator
+    from typing import Any, Callable, Iterator, Sequence
 
+    from .hooks import OpenFlags
     from .node import Node
 
 _NAMES = ((CONSISTENT_READ, "consistent read"), (WRITE, "write"), (WRITE_UNCHANGED, "write unchanged"), (RESIZE, "resize"))
@@ -116,6 +117,10 @@ def replace(old: Node, new: Node) -> None:
 
 def move(moved: list[Edge], old: Node, new: Node) -> None:
     """Let the users `moved` of `old` use `new`. Raises what `replace` raises."""
+    for edge in moved:
+        if edge.role != "backing" and getattr(edge.user, "keeps_children", False):
+            text = "The '%s' child of the %s node '%s' cannot be replaced while it is open"
+            raise Unsupported(text % (edge.role, edge.user.driver, edge.user.name), filename=edge.user.filename)
     place = list(old.parents)
     old.parents[:] = [edge for edge in place if edge not in moved]
     new.parents.extend(moved)
@@ -138,3 +143,23 @@ def move(moved: list[Edge], old: Node, new: Node) -> None:
         settle(new)
         settle(old)
         raise
+
+
+def release(node: Node, edges: Sequence[Edge], how: Callable[[Node], None]) -> None:
+    """Take users from a node. Once it has none and nobody keeps it, it is closed: by `how`, Node.close or Node.abandon."""
+    left = [edge for edge in node.parents if edge not in edges]
+    node.parents[:] = left
+    if not left and not node.kept:
+        how(node)
+    elif edges and not node._closed:
+        settle(node)
+
+
+def change_use(edge: Edge, flags: OpenFlags) -> None:
+    """Let a node go on under the flags that one user wants; where it has others too, or is kept, only the permissions change.
+    Raises Locked or Error, nothing being changed then."""
+    if edge.node.kept or len(edge.node.parents) > 1:
+        change(edge, *flags.permissions())
+    else:
+        edge.node.change_flags(flags)
+        edge.perm, edge.shared = flags.permissions()

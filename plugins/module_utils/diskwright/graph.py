@@ -13,6 +13,7 @@ from _thread import RLock
 from itertools import count
 
 from . import drivers
+from .edges import change_use, release
 from .errors import Denied, Error, Locked, OptionError, ReadOnly
 from .hooks import Edge
 from .names import (
@@ -33,8 +34,9 @@ from .names import (
     resolve_name,
     with_driver,
 )
-from .node import ALL, Format, Node, OpenFlags, cache_flags, change_use, release
+from .node import ALL, Format, Node, OpenFlags, cache_flags
 from .options import flatten, nest, opt, parse_value
+from .parts import part
 
 __all__ = [
     "Graph",
@@ -201,6 +203,53 @@ class Graph:
             node.kept = False
             node.close()
 
+    def adopt(self, node: Node, name: Optional[str] = None) -> Node:
+        """Take a node that was made around nodes of this graph: it gets a name, and its children get to know it.
+
+        It is closed once it had users and has none any more. Raises OptionError for the name, Error where permissions do not
+        allow it; the node is not ours then.
+        """
+        from .edges import use
+
+        with self.lock:
+            name = self._reserve(name)
+            edges: list[Edge] = []
+            try:
+                for role, child in node.children.items():
+                    edges.append(use(node, role, child, *type(node).child_flags(role, node.flags).permissions()))
+            except BaseException:
+                for edge in edges:
+                    release(edge.node, [edge], Node.close)
+                raise
+            finally:
+                self._taken.discard(name)
+            node.name, node.graph = name, self
+            self.named[name] = node
+            describe(node, {})
+        return node
+
+    def set_child(self, node: Node, role: str, child: Optional[Node]) -> None:
+        """Make `child` the child `role` of a node in place of what it has there; None takes that away. To be called under `drained`.
+
+        The old one is closed if nobody else uses or keeps it. Raises Error for a cycle or where permissions do not allow it.
+        """
+        from .edges import below, move, use
+
+        with self.lock:
+            if child is not None and any(found is node for found in below(child)):
+                raise Error("Making '%s' a %s child of '%s' would create a cycle" % (child.name, role, node.name))
+            old = node.children.get(role)
+            own = [edge for edge in old.parents if edge.user is node and edge.role == role] if old is not None else []
+            if old is not None and child is not None:
+                move(own, old, child)
+                release(old, (), Node.close)
+            elif child is not None:
+                edge = use(node, role, child, *type(node).child_flags(role, node.flags).permissions())
+                self._attach(node, edge)
+            elif old is not None:
+                node.detach(role)
+                release(old, own, Node.close)
+
     def replace(self, old: Node, new: Node) -> None:
         """Let all users of `old` use `new`; users that `new` is itself made of stay, so that a filter can be put on top of `old`.
 
@@ -233,9 +282,8 @@ class Graph:
 
     def drained(self) -> AbstractContextManager[None]:
         """For a `with` in which no request is under way: those of all Roots are waited for, and new ones held back."""
-        from .root import gate
-
-        return gate(self).closed()
+        drained: AbstractContextManager[None] = part(__package__, "root").gate(self).closed()
+        return drained
 
     def _reserve(self, name: Any) -> str:
         """The name of a new node, which nobody else can take from now on; None makes one up. Raises OptionError."""

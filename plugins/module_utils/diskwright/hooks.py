@@ -16,8 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, ClassVar, Iterable, Iterator, Mapping, Optional, Sequence
 
+    from diskwright.tally import CheckResult
+
     from .bitmaps import BitmapSet
-    from .tally import CheckResult
     from .extent import Extent
     from .node import Node
     from .options import Options, SecretRef
@@ -230,6 +231,8 @@ class Hooks:
     unwritable: bool = False  # its driver opens no image for writing
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
+    keeps_children: bool = False  # it holds on to them in its own way: while it is open none but the backing node can be replaced
+
     cluster_size: int = 0  # bytes, 0 where the format has none; for info
     table_span: int = 0  # guest bytes of one mapping table, if QEMU's driver tells their status in one go; see copy/difference.py
     dirty: Optional[bool] = False  # not cleanly shut down; None where the driver cannot say
@@ -248,6 +251,7 @@ class Hooks:
     filename: str
     flags: OpenFlags
     children: dict[str, Node]
+    backing: Optional[Node]
     name: str = ""  # its node-name, given or made up; "" outside of a graph
     parents: list[Edge]  # who uses it, oldest first
     recorder: Optional[Callable[[int, int], None]] = None  # told (offset, length) of all that was written here; see jobs/recording.py
@@ -343,6 +347,25 @@ class Hooks:
     def references(self) -> list[Reference]:
         """The files that this image names and needs; graph.py opens them and calls attach."""
         return []
+
+    def attach(self, role: str, child: Node) -> None:
+        """Take a child that a Reference named, or another one in place of a child; for graph.py."""
+        self.children[role] = child
+        if role == "backing":
+            self.backing = child
+
+    def detach(self, role: str) -> None:
+        """Be without a child from now on, the backing node say; for graph.py."""
+        del self.children[role]
+        if role == "backing":
+            self.backing = None
+
+    def layers(self) -> Iterator[Node]:
+        """This node and its backing chain, top first."""
+        node: Any = self
+        while node is not None:
+            yield node
+            node = node.backing
 
     def fileno(self) -> int:
         """A descriptor through which plain bytes of this node can be read and written at host_offset, or -1."""

@@ -13,6 +13,7 @@ import os
 from _thread import RLock, allocate_lock
 from itertools import islice
 
+from .edges import change_use, release
 from .errors import Error, ReadOnly, Unsupported
 from .extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, PASS, RECURSE, ZERO, Extent, clip, coalesce, pieces
 from .hooks import (
@@ -25,7 +26,6 @@ from .hooks import (
     WRITE_UNCHANGED,
     ZEROES,
     Alloc,
-    Edge,
     Hooks,
     Measure,
     OpenFlags,
@@ -63,7 +63,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .tally import CheckResult
+    from diskwright.tally import CheckResult
+
+    from .hooks import Edge
     from .options import Options
 
     Buffer = Union[bytes, bytearray, memoryview]
@@ -530,12 +532,6 @@ class Node(Hooks):
                 return
         child.change_flags(flags)
 
-    def attach(self, role: str, child: Node) -> None:
-        """Take a child that a Reference named, or another one in place of a child; for graph.py."""
-        self.children[role] = child
-        if role == "backing":
-            self.backing = child
-
     def check(self, repair: str = "") -> CheckResult:
         """Check the metadata; `repair` is "", "leaks" or "all". Raises Unsupported where the format has no check."""
         return self._check(repair)
@@ -574,13 +570,6 @@ class Node(Hooks):
         """This node, or the first below it that is no filter."""
         return self
 
-    def layers(self) -> Iterator[Node]:
-        """This node and its backing chain, top first."""
-        node: Optional[Node] = self
-        while node is not None:
-            yield node
-            node = node.backing
-
     def _check_range(self, offset: int, length: int, may_grow: bool = False) -> None:
         end = offset + length
         if offset < 0 or length < 0 or end > self.size and (end > MAX_SIZE or not may_grow):
@@ -600,6 +589,7 @@ class Format(Node):
     """A format: guest bytes are kept in the child `file` by metadata of its own."""
 
     create_options: ClassVar[type[Options]]
+    keeps_children = True
 
     @property
     def file(self) -> Node:
@@ -649,27 +639,3 @@ class Protocol(Node):
     def create_file(cls, filename: str, options: Any, flags: OpenFlags) -> None:
         """Create or empty the storage that `filename` (as parse_filename gives it) names, `options.size` bytes long."""
         raise Unsupported("Protocol driver '%s' does not support image creation" % cls.driver)
-
-
-def release(node: Node, edges: Sequence[Edge], how: Callable[[Node], None]) -> None:
-    """Take users from a node. Once it has none and nobody keeps it, it is closed: by `how`, Node.close or Node.abandon."""
-    left = [edge for edge in node.parents if edge not in edges]
-    node.parents[:] = left
-    if not left and not node.kept:
-        how(node)
-    elif edges and not node._closed:
-        from .edges import settle
-
-        settle(node)
-
-
-def change_use(edge: Edge, flags: OpenFlags) -> None:
-    """Let a node go on under the flags that one user wants; where it has others too, or is kept, only the permissions change.
-    Raises Locked or Error, nothing being changed then."""
-    if edge.node.kept or len(edge.node.parents) > 1:
-        from .edges import change
-
-        change(edge, *flags.permissions())
-    else:
-        edge.node.change_flags(flags)
-        edge.perm, edge.shared = flags.permissions()

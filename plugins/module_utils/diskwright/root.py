@@ -15,7 +15,7 @@ from time import perf_counter_ns
 from . import edges
 from .errors import Denied
 from .hooks import ALL, CONSISTENT_READ, WRITE, WRITE_UNCHANGED
-from .node import Node, release
+from .node import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Root:
             old = self.node
             if node is not old:
                 edges.move([self._edge], old, node)
-                release(old, (), Node.close)
+                edges.release(old, (), Node.close)
 
     def attach(self, role: str, node: Node) -> None:
         """For edges.py: the node is another one now."""
@@ -175,7 +175,7 @@ class Root:
         """Give the node back; it is closed if nobody else uses or keeps it. A second call does nothing."""
         with self.graph.lock:
             if self._edge in self.node.parents:
-                release(self.node, [self._edge], Node.close)
+                edges.release(self.node, [self._edge], Node.close)
 
     def __enter__(self) -> Self:
         return self

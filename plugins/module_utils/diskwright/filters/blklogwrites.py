@@ -16,7 +16,7 @@ from ..options import Options, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..node import OpenFlags
+    from ..node import Node, OpenFlags
     from ..options import NodeRef
 
 MAGIC = 0x6A736677736872
@@ -78,6 +78,10 @@ class Blklogwrites(Witness):
             raise OptionError("Invalid log superblock update interval %d" % self._interval)
         self.request_alignment = self._sector
         self._written = self._count
+
+    def attach(self, role: str, child: Node) -> None:
+        super().attach(role, child)
+        self.log = self.children["log"]
 
     def _continue_log(self) -> None:
         """Find the end of the log that is there; an empty file is a new log."""

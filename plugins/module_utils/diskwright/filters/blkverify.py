@@ -36,6 +36,10 @@ class Blkverify(Node):
         super().__init__(options, flags)
         self.test, self.raw = self.children["test"], self.children["raw"]
 
+    def attach(self, role: str, child: Node) -> None:
+        super().attach(role, child)
+        self.test, self.raw = self.children["test"], self.children["raw"]
+
     @property
     def size(self) -> int:
         return self.test.size

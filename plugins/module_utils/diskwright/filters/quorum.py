@@ -63,6 +63,10 @@ class Quorum(Node):
             raise Error("Could not refresh total sector count: Input/output error", errno=errno.EIO)
         self.growable = False
 
+    def attach(self, role: str, child: Node) -> None:
+        super().attach(role, child)
+        self.members[int(role.rpartition(".")[2])] = child
+
     @property
     def size(self) -> int:
         return self.members[0].size

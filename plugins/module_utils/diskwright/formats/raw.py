@@ -51,6 +51,7 @@ class Raw(Format):
     plain = True
     strong_options = ("offset", "size")
     zero_initialized = True
+    keeps_children = False
 
     def __init__(self, options: RawOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)

@@ -42,6 +42,7 @@ class Qcow2(Format):
     supports_compression = True
     creatable = True
     zero_initialized = True
+    keeps_children = False
     strong_options = ("encrypt.key-secret",)
 
     options: Qcow2Options
@@ -448,6 +449,12 @@ class Qcow2(Format):
         return found
 
     def attach(self, role: str, child: Node) -> None:
+        if role == "file":
+            if self.data_file is self.file:
+                self.data_file = child
+            for holder in (self._tables, self._refcounts):
+                if holder is not None:
+                    holder.cache.file = child
         super().attach(role, child)
         if role == "data-file":
             self.data_file = child
