@@ -47,6 +47,7 @@ class Pool:
         self._count = 1
         self._changed = Condition()
         self._closed = False
+        self.losses = 0  # connections that broke so far
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
@@ -57,8 +58,8 @@ class Pool:
         finally:
             self._give(taken)
 
-    def run(self, request: Callable[[Any], Any]) -> Any:
-        """What `request` returns for a connection. Where that is lost, it is made again over a new one; it must bear that.
+    def run(self, request: Callable[..., Any], *arguments: Any) -> Any:
+        """What `request(connection, *arguments)` returns. Where the connection is lost, it is made again over a new one; it must bear that.
 
         Raises Error once RECONNECT_TIME is over, and at once what else is wrong.
         """
@@ -66,7 +67,7 @@ class Pool:
         while True:
             try:
                 with self.connection() as taken:
-                    return request(taken)
+                    return request(taken, *arguments)
             except Lost as exc:
                 if monotonic() >= until or self._closed:
                     raise Error(str(exc), filename=exc.filename, errno=exc.errno) from exc
@@ -109,6 +110,7 @@ class Pool:
             drop = connection.lost or self._closed
             if drop:
                 self._count -= 1
+                self.losses += connection.lost
             else:
                 self._idle.append(connection)
             self._changed.notify()
@@ -121,10 +123,10 @@ def serve(
     descriptor: Callable[[Any], int],
     events: Callable[[Any], int],
     service: Callable[[Any, int], int],
-    done: Callable[[], bool],
+    done: Callable[[], int],
     patience: float,
 ) -> str:
-    """Let the library work on `context` until `done()`: "" then, "lost" if it gives up, "late" after `patience` seconds."""
+    """Let the library work on `context` until `done()` is not 0: "" then, "lost" if it gives up, "late" after `patience` seconds."""
     until = monotonic() + patience
     while not done():
         left = until - monotonic()

@@ -65,7 +65,7 @@ class Iscsi(Protocol):
         from .session import Session
 
         address = _address(options)
-        if options.password is not None:
+        if options.user is not None and options.password is not None:
             self.warnings.append(DEPRECATED)
         api = libiscsi()
 
@@ -118,7 +118,7 @@ class Iscsi(Protocol):
         if self._tells_status:
             unmapped = HOLE if self._unit.zeroes else UNDEFINED
             try:
-                runs = self._pool.run(lambda session: list(self._unit.status(session, offset)))
+                runs = self._pool.run(self._unit.status, offset)
                 if runs:
                     return [(start, end, STORED if what == MAPPED else unmapped) for start, end, what in runs]
             except CheckCondition:
@@ -142,7 +142,7 @@ class Iscsi(Protocol):
         fill_zeroes(view[inside:])
         for start in range(0, inside, self._unit.max_transfer):
             part = view[start : min(inside, start + self._unit.max_transfer)]
-            self._pool.run(lambda session, at=host_offset + start, into=part: self._unit.read(session, at, into))
+            self._pool.run(self._unit.read, host_offset + start, part)
 
     def write_own(self, host_offset: int, view: memoryview) -> None:
         """See Node.write_own; a unit does not grow, and memory need not be aligned."""
@@ -160,7 +160,7 @@ class Iscsi(Protocol):
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
         for start in range(0, len(view), self._unit.max_transfer):
             part = view[start : start + self._unit.max_transfer]
-            self._pool.run(lambda session, at=host_offset + start, out=part: self._unit.write(session, at, out))
+            self._pool.run(self._unit.write, host_offset + start, part)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
         unit = self._unit
@@ -168,7 +168,7 @@ class Iscsi(Protocol):
         unmap = unmap and self.flags.unmap and unit.can_unmap_same and unit.zeroes
         if count <= 0 or not unit.can_write_same:
             return offset, 0
-        if not self._in_pieces(start, count, unit.max_same, lambda session, at, size: unit.write_zeroes(session, at, size, unmap)):
+        if not self._in_pieces(start, count, unit.max_same, unit.write_zeroes, unmap):
             unit.can_write_same = False
             return offset, 0
         return start, count
@@ -179,15 +179,14 @@ class Iscsi(Protocol):
         if self.flags.unmap and unit.can_unmap and count > 0:
             unit.can_unmap = self._in_pieces(start, count, unit.max_unmap, unit.unmap)
 
-    def _in_pieces(self, offset: int, length: int, most: int, request: Callable[[Any, int, int], None]) -> bool:
+    def _in_pieces(self, offset: int, length: int, most: int, request: Callable[..., None], *more: Any) -> bool:
         """Make a request for a range in pieces; False if the unit says that it is none of its commands."""
         from .session import ILLEGAL_REQUEST, CheckCondition
 
         most = max(most // self._unit.block_size * self._unit.block_size, self._unit.block_size)
         try:
             for position in range(offset, offset + length, most):
-                size = min(most, offset + length - position)
-                self._pool.run(lambda session, at=position, size=size: request(session, at, size))
+                self._pool.run(request, position, min(most, offset + length - position), *more)
         except CheckCondition as exc:
             if exc.key != ILLEGAL_REQUEST:
                 raise

@@ -13,7 +13,7 @@ from ...errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, Optional
+    from typing import Optional
 
     from .session import Session
 
@@ -130,12 +130,13 @@ class Unit:
         """Bring everything to the medium."""
         session.command("SYNCHRONIZE CACHE", pack(">B9x", 0x35))
 
-    def status(self, session: Session, offset: int) -> Iterator[tuple[int, int, int]]:
+    def status(self, session: Session, offset: int) -> list[tuple[int, int, int]]:
         """(start, end, MAPPED or DEALLOCATED or ANCHORED) of the runs from the block at `offset` on: one at least, as many as
         the target told. Raises ProtocolError for an answer that is about something else."""
         cdb = pack(">BBQIxx", 0x9E, 0x12, offset // self.block_size, STATUS_ANSWER)
         answer = _ask(session, "GET LBA STATUS", cdb, STATUS_ANSWER, 24)
         (length,) = unpack_from(">I", answer)
+        runs = []
         position = offset
         for place in range(8, min(length + 4, len(answer)) - 15, 16):
             first, count, provisioning = unpack_from(">QIB", answer, place)
@@ -143,9 +144,10 @@ class Unit:
             if start > position or end <= position:
                 if place == 8:
                     raise ProtocolError("iSCSI: GET LBA STATUS: blocks %d to %d were answered for block %d" % (first, first + count, offset // self.block_size))
-                return
-            yield position, min(end, self.size), provisioning & 0x0F
+                break
+            runs.append((position, min(end, self.size), provisioning & 0x0F))
             position = end
+        return runs
 
 
 def _ask(session: Session, name: str, cdb: bytes, room: int, least: int) -> bytes:

@@ -116,7 +116,9 @@ class Session:
         return serve(self._context, api.iscsi_get_fd, api.iscsi_which_events, api.iscsi_service, status.__len__, patience)
 
     def _failure(self, what: str, kind: type[Error] = Error) -> Error:
-        reason = text(self._api.iscsi_get_error(self._context)) or "the connection to %s was lost" % self._address.portal
+        reason = text(self._api.iscsi_get_error(self._context))
+        if not reason or "econnect" in reason:  # that it may not connect once more is not what was wrong
+            reason = "nobody answers at %s" % self._address.portal
         return kind("%s %s" % (what, reason), filename=str(self._address), errno=errno.EIO)
 
     def command(self, name: str, cdb: bytes, into: Optional[memoryview] = None, out: Optional[memoryview] = None) -> int:
@@ -179,9 +181,10 @@ class Session:
         """The error for a command without an answer. The session is over, since its answer might still come."""
         address = self._address
         if late:
-            why = Error("iSCSI: %s: no answer from %s within %g seconds" % (name, address.portal, address.patience), filename=str(address), errno=errno.ETIMEDOUT)
+            words = "iSCSI: %s: no answer from %s within %g seconds" % (name, address.portal, address.patience)
+            why = Error(words, filename=str(address), errno=errno.ETIMEDOUT)
         else:
-            why = self._failure("iSCSI: %s failed: the connection to %s was lost:" % (name, address.portal), Lost)
+            why = self._failure("iSCSI: %s failed: the connection was lost:" % name, Lost)
         self._destroy()
         return why
 

@@ -37,7 +37,7 @@ HOLE = ZERO | OFFSET_VALID | ALLOCATED
 class NfsOptions(Options):
     """Runtime options of nfs. Numbers that are not given are the library's."""
 
-    server_type: str = opt(key="server.type", choices=("inet",), help="inet")
+    server_type: str = opt(key="server.type", choices=("inet",), refusal="Parameter 'type' does not accept value '%s'", help="inet")
     server_host: str = opt(key="server.host", help="name or address of the server")
     path: str = opt(help="path of the file, with that of the export in front")
     user: Optional[int] = opt(None, help="number of the user that we are")
@@ -83,7 +83,7 @@ class Nfs(Protocol):
         self._api = libnfs()
         self._sessions = 1 if caches else MAX_SESSIONS  # each of them would have a cache of its own
         self._written = False  # since the last flush
-        self._doubtful = False  # the server may have lost what was written
+        self._losses = 0  # of connections, before anything was written that is not flushed
         self._pool = self._connect()
         try:
             self._size, _used, self.zero_initialized = self._pool.run(_status)
@@ -98,13 +98,9 @@ class Nfs(Protocol):
         from .session import Session
 
         mode = os.O_RDWR if self.flags.writable else os.O_RDONLY
-        made = []
 
         def connect() -> Session:
-            if made and made[-1].lost and self._written:
-                self._doubtful = True
-            made[:] = [session for session in made if not session.lost] + [Session(self._api, self._place, mode)]
-            return made[-1]
+            return Session(self._api, self._place, mode)
 
         return Pool(connect, self._sessions)
 
@@ -139,39 +135,44 @@ class Nfs(Protocol):
         done = 0
         while done < len(view):
             part = view[done : done + MAX_TRANSFER]
-            count = self._pool.run(lambda session, at=host_offset + done, into=part: session.read(at, into))
+            count = self._pool.run(_read, host_offset + done, part)
             if not count:
                 fill_zeroes(view[done:])
                 return
             done += count
 
+    def _will_write(self) -> None:
+        if not self._written:
+            self._losses = self._pool.losses
+            self._written = True
+
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
-        self._written = True
+        self._will_write()
         done = 0
         while done < len(view):
             part = view[done : done + MAX_TRANSFER]
-            done += self._pool.run(lambda session, at=host_offset + done, out=part: session.write(at, out))
+            done += self._pool.run(_write, host_offset + done, part)
         with self._lock:
             self._size = max(self._size, host_offset + len(view))
 
     def _flush(self) -> None:
         if self.flags.no_flush or not self._written:
             return
-        self._written = False
+        losses, self._written = self._losses, False
         try:
             self._pool.run(_sync)
         except BaseException:
-            self._written = True
+            self._losses, self._written = losses, True
             raise
-        if self._doubtful:
+        if losses != self._pool.losses:  # the server may have been restarted, and never have brought it to its disk
             text = "%s: the connection was lost before all that had been written was flushed; the server may not have it" % self.filename
             raise Error(text, filename=self.filename, errno=errno.EIO)
 
     def _truncate(self, size: int, preallocation: str) -> None:
         if preallocation != "off":
             raise OptionError("Unsupported preallocation mode '%s'" % preallocation, errno=errno.ENOTSUP)
-        self._written = True
-        self._pool.run(lambda session: session.truncate(size))
+        self._will_write()
+        self._pool.run(_truncate, size)
         self._size = size
 
     # -- names and creation --------------------------------------------------------------------------------------
@@ -196,6 +197,18 @@ class Nfs(Protocol):
 
 def _status(session: Session) -> tuple[int, int, bool]:
     return session.status()
+
+
+def _read(session: Session, offset: int, view: memoryview) -> int:
+    return session.read(offset, view)
+
+
+def _write(session: Session, offset: int, view: memoryview) -> int:
+    return session.write(offset, view)
+
+
+def _truncate(session: Session, size: int) -> None:
+    session.truncate(size)
 
 
 def _sync(session: Session) -> None:

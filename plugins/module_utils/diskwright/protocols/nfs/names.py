@@ -34,10 +34,10 @@ def parse(filename: str) -> dict[str, Any]:
     if not parts.path:
         raise OptionError("missing file path in URI")
     found: dict[str, Any] = {"server": {"host": _host(parts.netloc), "type": "inet"}, "path": unquote(parts.path, errors="surrogateescape")}
-    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+    for key, value in parse_qsl("&".join(word for word in parts.query.split("&") if "=" in word), keep_blank_values=True):
         if key not in PARAMETERS:
             raise OptionError("Unknown NFS parameter name: %s" % key)
-        if not value.isdecimal() or not value.isascii():
+        if not value.isdecimal() or not value.isascii() or int(value) >> 64:
             raise OptionError("Invalid value for NFS parameter: %s" % key)
         found[PARAMETERS[key]] = value
     return found

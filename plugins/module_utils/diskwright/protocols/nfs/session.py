@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from ctypes import POINTER, addressof, c_char_p, cast, memmove
+from ctypes import POINTER, addressof, cast, memmove
 
 from ...errors import Error, ProtocolError
 from ..clibrary import readable, text, writable
@@ -22,7 +22,8 @@ PATIENCE = 60.0  # seconds that an answer may take
 CLOSE_TIME = 2.0  # seconds that a server has to close the file
 MODE = 0o600  # of a new file, as QEMU makes it
 
-# What the library gives for a connection that broke, as errors of the server's file system do not look.
+# What the library gives for a connection that broke; it also gives some of them for errors of the server that it does not know,
+# whose names (NFS3ERR_ISDIR) are in the message then.
 _BROKEN = (errno.EINTR, errno.EFAULT, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH)
 
 
@@ -77,10 +78,7 @@ class Session:
         answer: list[Any] = []
 
         def finished(result: int, _context: Any, data: Any, _private: Any) -> None:
-            if result < 0:
-                answer.append((result, text(cast(data, c_char_p).value) if data else ""))
-            else:
-                answer.append((result, take(result, data) if take else result))
+            answer.append((result, take(result, data) if take and result >= 0 else result))
 
         callback = lib.CALLBACK(finished)
         try:
@@ -95,16 +93,16 @@ class Session:
                 raise Lost("%sthe connection to %s was lost" % (what, place.host), filename=place.path, errno=errno.EIO)
             result, value = answer[0]
             if result < 0:
-                self._refused(what, -result, value)
+                self._refused(what, -result)
             return value
         finally:
             if not answer:  # the library still knows the callback
                 self._destroy()
             del callback
 
-    def _refused(self, what: str, number: int, reason: str) -> None:
-        reason = reason or text(self._api.nfs_get_error(self._context)) or os.strerror(number)
-        if number in _BROKEN and self._file:
+    def _refused(self, what: str, number: int) -> None:
+        reason = text(self._api.nfs_get_error(self._context)) or os.strerror(number)
+        if number in _BROKEN and "ERR_" not in reason and self._file:
             self._destroy()
             raise Lost("%sthe connection to %s was lost: %s" % (what, self._place.host, reason), filename=self._place.path, errno=errno.EIO)
         if what.startswith("Failed to open"):
