@@ -14,7 +14,7 @@ ACCEL := $(wildcard pylib/accel/Cargo.toml pylib/accel/Cargo.lock pylib/accel/py
 RESULTS := .cache/results
 
 .NOTPARALLEL:
-.PHONY: help demo test test-library test-collection test-integration lint sanity bench docs dev accel packages clean
+.PHONY: help demo test test-library test-collection test-integration lint sanity molecule bench docs dev accel packages clean
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -46,6 +46,10 @@ lint: $(DONE)/lint
 sanity: $(DONE)/sanity
 	@.ci/sanity
 
+#: make molecule            the roles by molecule, each twice; SCENARIO=name for one alone
+molecule: $(DONE)/molecule
+	@.ci/molecule $(SCENARIO)
+
 #: make bench               speed against qemu-img and cp in the same run, as a table of ratios and as JSON
 bench: $(DONE)/test accel packages
 	@$(BIN)/python pylib/bench/run.py $(ARGS)
@@ -55,7 +59,7 @@ docs: $(DONE)/docs
 	@.ci/docs
 
 #: make dev                 everything that the other targets install, at once
-dev: $(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs accel
+dev: $(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs $(DONE)/molecule accel
 
 packages:
 	@.ci/packages
@@ -75,7 +79,7 @@ $(DONE)/demo: $(DONE)/venv requirements/demo.txt requirements/constraints.txt py
 	@$(PIP) --no-build-isolation --no-deps --editable pylib
 	@touch $@
 
-$(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs: $(DONE)/%: $(DONE)/demo requirements/%.txt
+$(DONE)/test $(DONE)/lint $(DONE)/sanity $(DONE)/docs $(DONE)/molecule: $(DONE)/%: $(DONE)/demo requirements/%.txt
 	@$(PIP) -r requirements/$*.txt
 	@touch $@
 
