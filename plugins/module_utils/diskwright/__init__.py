@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": ("image", "open_node"),
     "open_file": ("image", "open_file"),
+    "commit_snapshot": ("temporary", "commit"),
     "ImageFile": ("image", "ImageFile"),
     "OpenPolicy": ("graph", "OpenPolicy"),
     "OpenFlags": ("node", "OpenFlags"),
@@ -35,10 +36,7 @@ _HOMES = {
     "snapshot": ("commands.snapshot", "snapshot"),
     "Snapshot": ("node", "Snapshot"),
     "dd": ("commands.dd", "dd"),
-    **{
-        name: ("errors", name)
-        for name in ("Error", "OptionError", "WrongFormat", "Corrupt", "Unsupported", "ReadOnly", "Locked", "Denied", "ProtocolError")
-    },
+    **{name: ("errors", name) for name in ("Error", "OptionError", "WrongFormat", "Corrupt", "Unsupported", "ReadOnly", "Locked", "Denied", "ProtocolError")},
 }
 
 __all__ = ["__version__", *_HOMES]

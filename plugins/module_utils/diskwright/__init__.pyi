@@ -34,5 +34,6 @@ from .image import open_node as open
 from .node import Node as Node
 from .node import OpenFlags as OpenFlags
 from .node import Snapshot as Snapshot
+from .temporary import commit as commit_snapshot
 
 __version__: str

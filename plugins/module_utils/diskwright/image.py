@@ -34,13 +34,16 @@ def open_node(
     force_share: bool = False,
     policy: Union[OpenPolicy, str] = "any",
     objects: Optional[Mapping[str, Any]] = None,
+    snapshot: bool = False,
+    directory: Optional[str] = None,
 ) -> Node:
     """Open an image and its backing chain; exported as `diskwright.open`. Use the result in a `with` statement.
 
     `mode` is "r" or "r+" (read and write). `format` names the driver, None tells it from the content. `cache` is one of
     qemu-img's cache modes. `force_share` reads an image that another process writes. `backing=False` leaves the backing
     file closed: what the image does not hold itself reads as zeroes. `policy` says which files the image may make us open:
-    "any", "none", "same_directory", or an OpenPolicy.
+    "any", "none", "same_directory", or an OpenPolicy. With `snapshot` and mode "r+" what is written goes to a temporary file in `directory`
+    (None: /var/tmp), and is gone when the node is closed, unless `diskwright.commit_snapshot` puts it back.
 
     Raises OptionError for a bad argument, Error and its leaves where the image cannot be opened.
     """
@@ -53,7 +56,17 @@ def open_node(
         policy = OpenPolicy(policy)
     writable = mode == "r+"
     flags = OpenFlags(writable=writable, resize=writable, force_share=force_share, no_backing=not backing, **settings)
-    return Graph(policy, objects).open(os.fspath(filename), format, flags, image_opts)
+    graph = Graph(policy, objects)
+    if not snapshot or not writable:
+        return graph.open(os.fspath(filename), format, flags, image_opts)
+    from .temporary import PLACE, overlay
+
+    node = graph.open(os.fspath(filename), format, flags.but(writable=False, resize=False), image_opts)
+    try:
+        return overlay(node, directory=directory or PLACE)
+    except BaseException:
+        node.abandon()
+        raise
 
 
 class ImageFile(io.RawIOBase):
