@@ -12,6 +12,7 @@ from ...errors import Error, OptionError
 from ...extent import Extent
 from ...node import MAX_SIZE, OpenFlags
 from ...options import Options, Size, opt
+from ...parts import part
 from . import BAD_VALUE, HOLE, STORED, File
 
 TYPE_CHECKING = False
@@ -42,6 +43,7 @@ class HostDevice(File):
     driver = "host_device"
     create_options: ClassVar[type[Options]] = HostDeviceCreateOptions
     growable = False
+    fixed = True
     zero_initialized = False
 
     def _examine(self) -> None:
@@ -56,7 +58,7 @@ class HostDevice(File):
         if self.flags.writable and self._is_block and self._is_read_only():
             raise Error("The device is not writable: Permission denied", filename=self._name, errno=errno.EACCES)
         if self.flags.direct:
-            from .direct import request_alignment
+            request_alignment = part(__package__, "direct").request_alignment
 
             self.request_alignment = request_alignment(self._fd)
         else:
@@ -98,7 +100,7 @@ class HostDevice(File):
         if not self._is_block or count <= 0:
             return offset, 0
         if unmap and self.flags.unmap:
-            from .preallocate import punch_hole
+            punch_hole = part(__package__, "preallocate").punch_hole
 
             if punch_hole(self._fd, start, count):
                 return start, count

@@ -56,6 +56,7 @@ class Iscsi(Protocol):
     strong_options = ("transport", "portal", "target", "lun", "user", "password", "password-secret", "initiator-name", "header-digest")
     create_options: ClassVar[type[Options]] = ExistingCreateOptions
     creatable = True
+    fixed = True
 
     def __init__(self, options: IscsiOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
