@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 
 from ._plan import Refusal, Step
+from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _moved(path: str, old: str, new: str) -> bool:
         return False
     if not os.path.exists(old) or os.path.samefile(old, new):
         return True  # two names of one file, or nothing left to compare with
-    from .diskwright.commands.compare import compare
+    compare = part(__package__, "diskwright.commands.compare").compare
 
     return bool(compare(old, new, strict=False, force_share=True).identical)
 
@@ -139,7 +140,7 @@ def _rebase(want: State, have: State, address: Address, new: Optional[str], form
         why = "its backing file '%s' has moved" % have["backing_file"]
 
     def run() -> None:
-        from .diskwright.commands.rebase import rebase
+        rebase = part(__package__, "diskwright.commands.rebase").rebase
 
         rebase(address.name, new, backing_format=format, unsafe=unsafe, **address.arguments)
 
@@ -157,7 +158,7 @@ def commit(want: State, have: State, moved: bool, address: Address) -> list[Step
         raise Refusal("%s: commit changes the backing file '%s', and whatever else is based on it, and needs allow_backing_change" % (path, backing))
 
     def run() -> None:
-        from .diskwright.commands.commit import commit as bring_down
+        bring_down = part(__package__, "diskwright.commands.commit").commit
 
         bring_down(address.name, **address.arguments)
 

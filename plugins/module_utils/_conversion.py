@@ -12,6 +12,7 @@ from ._disk import observe as observe_disk
 from ._encryption import KEY, Address, Encryption
 from ._options import ENCRYPTION, checked, joined, virtual_size
 from ._plan import Refusal, Step
+from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _difference_from_record(want: State) -> str:
 
 
 def _difference_in_content(want: State) -> str:
-    from .diskwright.commands.compare import compare
+    compare = part(__package__, "diskwright.commands.compare").compare
 
     dest = Address(want["dest"], want["format"], want["encryption"])
     formats = {"format1": want["src_format"], "format2": dest.arguments["format"]}
@@ -205,7 +206,7 @@ def plan(want: State, have: State) -> list[Step]:
 def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
     """Convert beside the final name, write down what it was made from, and rename."""
     from .diskwright.commands.convert import convert
-    from .diskwright.commands.resize import resize
+    resize = part(__package__, "diskwright.commands.resize").resize
 
     dest = os.path.abspath(want["dest"])
     sources = identities(want)

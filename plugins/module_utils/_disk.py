@@ -9,6 +9,7 @@ import os
 from . import _backing, _encryption
 from ._options import OWN, amendable, checked, created_size, joined, stored, virtual_size
 from ._plan import Refusal, Step, after
+from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _create(want: State, have: State) -> Step:
 
     def run() -> None:
         from .diskwright.beside import beside
-        from .diskwright.commands.create import create
+        create = part(__package__, "diskwright.commands.create").create
 
         with beside(path, want["private"]) as temporary:
             create(temporary, want["size"], format=want["format"], options=text, backing=want["backing_file"], backing_format=format, objects=objects)
@@ -186,7 +187,7 @@ def _amendment(want: State, have: State, address: _encryption.Address) -> list[S
     text = joined(changes) or ""
 
     def run() -> None:
-        from .diskwright.commands.amend import amend
+        amend = part(__package__, "diskwright.commands.amend").amend
 
         amend(address.name, text, **address.arguments)
 
@@ -224,7 +225,7 @@ def _resize(want: State, have: State, address: _encryption.Address) -> list[Step
     why = "it is %d bytes large and %d are wanted" % (have["size"], size)
 
     def run() -> None:
-        from .diskwright.commands.resize import resize
+        resize = part(__package__, "diskwright.commands.resize").resize
 
         resize(address.name, size, shrink=not grows, preallocation=preallocation, **address.arguments)
 

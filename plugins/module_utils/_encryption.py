@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from ._plan import Refusal, Step
+from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _amend(want: State, opened_by: str, other: str, options: Mapping[str, str], 
     text = ",".join("%s%s=%s" % (encryption.prefix, key, value) for key, value in options.items())
 
     def run() -> None:
-        from .diskwright.commands.amend import amend
+        amend = part(__package__, "diskwright.commands.amend").amend
 
         amend(address.name, text, **address.arguments)
 

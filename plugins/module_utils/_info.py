@@ -8,6 +8,7 @@ import os
 
 from ._options import as_text, joined
 from .diskwright.commands.info import info
+from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
     if params["backing_chain"]:
         entry["chain"] = found
     if params["map"]:
-        from .diskwright.commands.map import map_image
+        map_image = part(__package__, "diskwright.commands.map").map_image
 
         entry["map"] = [run.as_dict() for run in map_image(name, format=params["format"], force_share=True)]
     if params["measure"] is not None:
-        from .diskwright.commands.measure import measure
+        measure = part(__package__, "diskwright.commands.measure").measure
 
         wanted = params["measure"]
         options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})

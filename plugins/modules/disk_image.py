@@ -241,7 +241,7 @@ from ..module_utils._runner import carry_out, reached, run, set_attributes  # no
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+    from ..module_utils import _bundle_writing  # noqa: E402, F401
 
 ARGUMENTS = {
     "path": {"type": "path", "required": True},

@@ -183,7 +183,7 @@ from ..module_utils._snapshot import observe, plan, wanted  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+    from ..module_utils import _bundle_snapshots  # noqa: E402, F401
 
 ARGUMENTS = {
     "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},

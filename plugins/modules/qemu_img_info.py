@@ -197,7 +197,7 @@ from ..module_utils._runner import run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_drivers  # noqa: E402, F401
+    from ..module_utils import _bundle_looking  # noqa: E402, F401
 
 ARGUMENTS = {
     "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},

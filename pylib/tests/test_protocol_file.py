@@ -22,7 +22,8 @@ from diskwright.extent import ALLOCATED, DATA, OFFSET_VALID, ZERO
 from diskwright.graph import open_image
 from diskwright.node import OpenFlags, cache_flags
 from diskwright.protocols.file import File, FileOptions
-from diskwright.protocols.file.preallocate import fallocate, set_extent_size_hint, set_nocow
+from diskwright.protocols.file.attributes import set_extent_size_hint, set_nocow
+from diskwright.protocols.file.preallocate import fallocate
 from side_by_side import same_space
 
 K = 1024

@@ -228,7 +228,6 @@ class Hooks:
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
     zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
     growable: bool = False  # a write beyond the end makes the node larger
-    fixed: bool = False  # storage of a size that is given; a format that needs less of it leaves the rest alone
     unwritable: bool = False  # its driver opens no image for writing
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 

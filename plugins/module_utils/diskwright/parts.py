@@ -14,12 +14,20 @@ if TYPE_CHECKING:
     from typing import Any, Optional
 
 
+class NotCarried(Unsupported):
+    """An Ansible module was sent without a part of the library that the task needs."""
+
+
 def part(package: Optional[str], name: str, what: str = "") -> Any:
-    """The module `name` (with dots) of the package `package`. Raises Unsupported, which says `what`, where it was not sent along."""
+    """The module `name` (with dots; each one in front goes a package up) of the package `package`.
+
+    Raises NotCarried, which says `what`, where it was not sent along.
+    """
     try:  # not importlib, which is slow to start
-        return __import__(name, {"__package__": package}, None, ("*",), 1)
+        return __import__(name.lstrip("."), {"__package__": package}, None, ("*",), 1 + len(name) - len(name.lstrip(".")))
     except ModuleNotFoundError as exc:
-        if exc.name != "%s.%s" % (package, name) and not "%s.%s" % (package, name).startswith("%s." % exc.name):
+        full = "%s.%s" % ((package or "").rsplit(".", len(name) - len(name.lstrip(".")))[0], name.lstrip("."))
+        if exc.name is None or not (full + ".").startswith(exc.name + "."):
             raise  # something that this Python lacks
-        text = "%s is not part of this module's payload, which holds what the module is made for" % (what or "'%s.%s'" % ((package or "").rpartition(".")[2], name))
-        raise Unsupported(text) from exc
+        what = what or "'%s'" % full.partition("diskwright.")[2]
+        raise NotCarried("%s is not part of this module's payload, which holds what the module is made for" % what) from exc

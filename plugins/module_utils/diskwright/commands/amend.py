@@ -16,10 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+    from diskwright.progress import Progress
+
     from ..graph import OpenPolicy
     from ..node import Node
-    from ..progress import Progress
-    from .ui import UI
 
 COMMAND = Command(
     "amend",

@@ -18,9 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 MAX_NUMBER = (1 << 31) - 1
 MAX_THREADS = 64  # requests under way at a time; a larger depth waits in line

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 
-from ..errors import Error
 from ..bitmaps import missing
+from ..errors import Error
 from ..getopt import Parser
 from ..graph import Graph, identity, prefixed
 from ..node import OpenFlags
@@ -18,10 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..bitmaps import BitmapSet
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 ENOTSUP = 95

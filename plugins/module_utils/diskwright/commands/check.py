@@ -14,9 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
-    from ..tally import CheckResult
+    from diskwright.commands.ui import UI
+    from diskwright.tally import CheckResult
+
     from ..graph import OpenPolicy
-    from .ui import UI
 
 
 def _repair_argument(text: str) -> str:

@@ -14,9 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 COMMAND = Command(
     "commit",

@@ -16,8 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
-    from .ui import UI
 
 MISMATCH = "Warning: Image size mismatch!\n"
 

@@ -11,20 +11,21 @@ from ..errors import Error, Unsupported
 from ..graph import Graph, prefixed
 from ..hooks import Hooks
 from ..node import ALL, RESIZE, WRITE, OpenFlags, cache_flags
+from ..parts import part
 from . import spec
 from .creation import CreationOptions, creatable
 from .output import Output
-from .snapshot import load
 from .spec import FLAG, VALUE, Command, Option, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterator, Mapping, Optional, Sequence, Union
 
+    from diskwright.commands.ui import UI
+
     from ..bitmaps import Bitmap
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 MAX_SPARSE_SIZE = 16 << 20  # bytes; the largest -S
 
@@ -178,7 +179,7 @@ def main(args: Sequence[str], ui: UI) -> int:
     options = given.get("options")
     operands = given.operands
     if spec.wants_help(options):
-        from .help import creation_options
+        creation_options = part(__package__, "help").creation_options
 
         target = operands[-1] if len(operands) > 1 else None
         raise spec.Answer(creation_options(given.get("target_format", "raw"), target))
@@ -424,7 +425,7 @@ def _check_sources(nodes: Sequence[Node], count: int, format: Optional[str], sna
             raise OptionError("No support for concatenating multiple snapshot")
         if not nodes:
             raise Unsupported("Failed to load snapshot: a pipe has no snapshots")
-        load(nodes[0], snapshot)
+        part(__package__, "snapshot").load(nodes[0], snapshot)
     if bitmaps:
         if count > 1:
             raise OptionError("Copying bitmaps only possible with single source")

@@ -11,6 +11,7 @@ from ..drivers import KNOWN
 from ..errors import Error, OptionError
 from ..graph import Graph, identity, identity_of_path, join_name, parse_filename, prefixed, with_driver
 from ..node import ALL, RESIZE, WRITE, OpenFlags
+from ..parts import part
 from . import spec
 from .creation import CreationOptions, creatable
 from .spec import FLAG, VALUE, Command, Option, UsageError
@@ -19,9 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 SECTOR = 512  # sizes are rounded up to a multiple of it
 LOOP = "Error: Trying to create an image with the same filename as the backing file"
@@ -64,7 +66,7 @@ def main(args: Sequence[str], ui: UI) -> int:
     format = given.get("format", "raw")
     options = given.get("options")
     if spec.wants_help(options):
-        from .help import creation_options
+        creation_options = part(__package__, "help").creation_options
 
         raise spec.Answer(creation_options(format, filename))
     if filename is None:

@@ -17,8 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
-    from .ui import UI
 
 COMMAND = Command(
     "dd",

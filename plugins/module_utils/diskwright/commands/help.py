@@ -12,10 +12,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+    from diskwright.commands.ui import UI
+
     from ..getopt import Option
     from ..options import Options
     from .spec import Command
-    from .ui import UI
 
 EXAMPLES = {
     "amend": (

@@ -15,8 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..node import Node, Snapshot
-    from .ui import UI
 
 SECTOR = 512  # QEMU counts sizes in these
 

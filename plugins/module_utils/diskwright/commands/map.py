@@ -15,10 +15,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..extent import Extent
     from ..graph import OpenPolicy
     from ..node import Node
-    from .ui import UI
 
 EXTENTS_AT_ONCE = 4096  # keeps memory flat
 

@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 from ..getopt import Parser
-from ..units import parse_size_option
 from ..graph import Graph
 from ..node import OpenFlags
-from ..units import MAX_IMAGE_SIZE
+from ..units import MAX_IMAGE_SIZE, parse_size_option
 from . import spec
 from .spec import FLAG, VALUE, Command, Option, UsageError
 
@@ -16,8 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Mapping, Optional, Sequence
 
+    from diskwright.commands.ui import UI
+
     from ..graph import OpenPolicy
-    from .ui import UI
 
 _EXPECTED = "Expecting image file name and size"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ..errors import OptionError
 from ..getopt import FLAG, MAYBE, VALUE, Option, Parser
+from ..parts import part
 from ..units import MAX_IMAGE_SIZE, OutOfRange, parse_number, parse_size
 
 __all__ = [
@@ -28,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterator, Optional, Sequence
 
-    from .ui import UI
+    from diskwright.commands.ui import UI
 
 
 class Answer(Exception):
@@ -104,9 +105,7 @@ class Command:
             except OptionError as error:
                 raise UsageError(str(error), parsing=True) from None
             if option is not None and option.key == "help":
-                from .help import command_help
-
-                raise Answer(command_help(self, ui))
+                raise Answer(part(__package__, "help").command_help(self, ui))
             yield option, value
 
     def take(self, given: Given, option: Option, value: Optional[str]) -> None:
@@ -114,13 +113,12 @@ class Command:
         if option.kind == FLAG:
             given[option.key] = True
         elif option.key == "object":
-            from ..objects import add_object, complete, help_text
-
-            text = help_text(value or "")
+            objects = part(__package__, ".objects")
+            text = objects.help_text(value or "")
             if text:
                 raise Answer(text)
-            add_object(given.objects, value or "")
-            complete(given.objects, next(reversed(list(given.objects))))
+            objects.add_object(given.objects, value or "")
+            objects.complete(given.objects, next(reversed(list(given.objects))))
         elif option.key == "options":
             text = value or ""
             if not valid_option_list(text):

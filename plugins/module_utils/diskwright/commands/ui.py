@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Mapping, Optional, TextIO
 
-    from ..progress import Progress
-    from ..trace import Tracer
+    from diskwright.progress import Progress
+    from diskwright.trace import Tracer
 
 
 class UI:

@@ -18,15 +18,17 @@ from ..extent import RECURSE
 from ..node import CHUNK, OpenFlags
 from ..ondisk import Struct
 from ..options import Options, Size, opt
+from ..parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Optional
 
+    from diskwright.tally import CheckResult
+
     from ..node import Node
     from ..ondisk import bytes16, bytes64, bytes256, u32, u64
     from ..options import NodeRef
-    from ..tally import CheckResult
 
 SECTOR = 512
 BLOCK = 1 << 20  # bytes; QEMU reads no other size
@@ -200,7 +202,7 @@ class Vdi(BlockFormat):
     def _check(self, repair: str) -> CheckResult:
         if repair:
             raise Unsupported("This image format does not support checks", filename=self.filename)
-        from ..tally import CheckResult
+        CheckResult = part(__package__, ".tally").CheckResult
 
         result = CheckResult()
         check_map(self.blocks, self.header, result)
@@ -266,7 +268,7 @@ def check_header(header: Header) -> int:
 
 def check_map(blocks: BlockMap, header: Header, result: CheckResult) -> None:
     """Look for entries that point outside the image, or to a block that another one has, and count all."""
-    from ..tally import Tally
+    Tally = part(__package__, ".tally").Tally
 
     room, used = header.blocks_in_image, 0
     tally = Tally(room, 1)

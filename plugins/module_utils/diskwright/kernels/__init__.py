@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 
 from ..errors import Error
+from ..parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Optional
 
-    from .pure import (
+    from diskwright.kernels.pure import (
         bit_runs,
         crc32c,
         difference_runs,
@@ -110,7 +111,7 @@ if not TYPE_CHECKING:
             raise AttributeError("module %r has no attribute %r" % (__name__, name))
         twin = native()
         if twin is None:
-            from . import pure as twin
+            twin = part(__package__, "pure")
         for kernel in KERNELS:
             globals()[kernel] = getattr(twin, kernel)
         return globals()[name]

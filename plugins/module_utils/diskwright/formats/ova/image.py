@@ -11,15 +11,17 @@ from ...errors import Corrupt, Error, OptionError, ReadOnly, Unsupported
 from ...extent import PASS, Extent
 from ...node import Format, OpenFlags, Reference
 from ...options import Options, opt
+from ...parts import part
 from . import envelope, tar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Optional
 
+    from diskwright.tally import CheckResult
+
     from ...node import Node
     from ...options import NodeRef
-    from ...tally import CheckResult
 
 CHUNK = 1 << 20
 EINVAL, ENOENT, ENOTSUP, EACCES = 22, 2, 95, 13
@@ -167,7 +169,7 @@ class Ova(Format):
         return self.file.disk_size()
 
     def _check(self, repair: str) -> CheckResult:
-        from ...tally import CheckResult
+        CheckResult = part(__package__, "..tally").CheckResult
 
         if repair:
             raise Unsupported("This image format does not support checks", filename=self.filename, errno=ENOTSUP)

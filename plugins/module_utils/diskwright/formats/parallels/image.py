@@ -17,16 +17,18 @@ from ...extent import Extent
 from ...node import CHUNK, OpenFlags
 from ...ondisk import Struct
 from ...options import Options, Size, opt
+from ...parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Optional
 
+    from diskwright.tally import CheckResult
+
     from ...bitmaps import BitmapSet
     from ...node import Node
     from ...ondisk import bytes16, u32, u64
     from ...options import NodeRef
-    from ...tally import CheckResult
 
 SECTOR = 512
 MAGIC_OLD = b"WithoutFreeSpace"  # entries count sectors
@@ -140,13 +142,13 @@ class Parallels(BlockFormat):
         if self.flags.writable:
             self.warnings.append("Format Extension ignored in RW mode")
             return
-        from .extension import read_extension
-
-        self._bitmaps = read_extension(self)
+        self._bitmaps = part(__package__, "extension").read_extension(self)
 
     def _prepare_to_write(self) -> None:
         """Find the end of the image; repair what must not be written to, as QEMU does whenever it opens one for writing."""
-        from .check import check, find_end, has_duplicates
+        check = part(__package__, "check").check
+        find_end = part(__package__, "check").find_end
+        has_duplicates = part(__package__, "check").has_duplicates
 
         self.end = find_end(self)
         if self.flags.check:
@@ -293,7 +295,7 @@ class Parallels(BlockFormat):
         if not self.flags.writable or not self._changing:
             return
         if self._freed:
-            from .check import find_end
+            find_end = part(__package__, "check").find_end
 
             self.end = find_end(self)
         if self.file.size > self.end:
@@ -317,9 +319,10 @@ class Parallels(BlockFormat):
         return {"bitmaps": [{"name": bitmap.name, "granularity": bitmap.granularity} for bitmap in self._bitmaps]}
 
     def _check(self, repair: str) -> CheckResult:
-        from .check import check
+        check = part(__package__, "check").check
 
-        return check(self, repair)
+        found: CheckResult = check(self, repair)
+        return found
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ...errors import Corrupt, Error, ReadOnly
 from ...node import Format, OpenFlags, Reference
+from ...parts import part
 from . import header as layout
 from .header import name_text, read_header
 from .options import Qcow2AmendOptions, Qcow2CreateOptions, Qcow2Options, check_options
@@ -17,15 +18,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
+    from diskwright.formats.qcow2.encryption import Encryption
+    from diskwright.formats.qcow2.refcount import Refcounts
+    from diskwright.tally import CheckResult
+
     from ...bitmaps import BitmapSet
-    from ...tally import CheckResult
     from ...extent import Extent
     from ...hooks import Alloc, Measure, Snapshot
     from ...node import Node
     from ...options import SecretRef
-    from .encryption import Encryption
     from .overlap import Overlap
-    from .refcount import Refcounts
     from .tables import Tables
 
 EACCES, EIO = 13, 5
@@ -113,15 +115,13 @@ class Qcow2(Format):
             header.autoclear_features &= layout.KNOWN_AUTOCLEAR
             self.update_record()
         if self.dirty and not flags.check:
-            from .repair import repair_dirty
+            repair_dirty = part(__package__, "repair").repair_dirty
 
             repair_dirty(self)
             self.dirty = bool(header.incompatible_features & layout.DIRTY)
 
     def _open_encryption(self) -> None:
-        from .encryption import open_encryption
-
-        self.encryption = open_encryption(self, self.options, self.flags)
+        self.encryption = part(__package__, "encryption").open_encryption(self, self.options, self.flags)
         if self.flags.writable and self.header.l1_size:
             from ...cache import read_padded
 
@@ -166,7 +166,7 @@ class Qcow2(Format):
         if self._refcounts is None:
             with self._lock:
                 if self._refcounts is None:
-                    from .refcount import Refcounts
+                    Refcounts = part(__package__, "refcount").Refcounts
 
                     self._refcounts = Refcounts(self)
         return self._refcounts
@@ -271,13 +271,10 @@ class Qcow2(Format):
                 self.reads -= 1
 
     def preload(self) -> None:
-        from . import bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
-
-        del bitmaps, compressed, discard, overlap, refcount, snapshots, tables, write
-        if self.header.extended_l2:
-            from . import subclusters
-
-            del subclusters
+        reading = ("bitmaps", "compressed", "overlap", "snapshots", "tables")
+        writing = () if self.read_only else ("discard", "refcount", "write")
+        for name in (*reading, *writing, *(("subclusters",) if self.header.extended_l2 else ())):
+            part(__package__, name)
         super().preload()
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
@@ -285,16 +282,16 @@ class Qcow2(Format):
         return extents if self.encryption is None else self.encryption.extents(extents)
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
-        from .compressed import read_compressed
+        read_compressed = part(__package__, "compressed").read_compressed
 
         read_compressed(self, host_offset, view)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         self._note(offset, length)
         if self.header.extended_l2:
-            from .subclusters import reserve
+            reserve = part(__package__, "subclusters").reserve
         else:
-            from .write import reserve
+            reserve = part(__package__, "write").reserve
         allocs = reserve(self, offset, length)
         return allocs if self.encryption is None else self.encryption.cover(allocs)
 
@@ -302,11 +299,9 @@ class Qcow2(Format):
         if self.encryption is not None:
             allocs = self.encryption.uncover(allocs)
         if self.header.extended_l2:
-            from . import subclusters
-
-            subclusters.publish(self, allocs)
+            part(__package__, "subclusters").publish(self, allocs)
             return
-        from .write import publish
+        publish = part(__package__, "write").publish
 
         publish(self, allocs)
 
@@ -314,45 +309,45 @@ class Qcow2(Format):
         if self.encryption is not None:
             allocs = self.encryption.uncover(allocs)
         if self.header.extended_l2:
-            from . import subclusters
-
-            subclusters.withdraw(self, allocs)
+            part(__package__, "subclusters").withdraw(self, allocs)
             return
-        from .write import withdraw
+        withdraw = part(__package__, "write").withdraw
 
         withdraw(self, allocs)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        from .discard import zero
+        zero = part(__package__, "discard").zero
 
         self._note(offset, length)
-        return zero(self, offset, length, unmap)
+        found: tuple[int, int] = zero(self, offset, length, unmap)
+        return found
 
     def _discard(self, offset: int, length: int) -> None:
-        from .discard import discard
+        discard = part(__package__, "discard").discard
 
         self._note(offset, length)
         discard(self, offset, length)
 
     def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
-        from .compressed import write_compressed
+        write_compressed = part(__package__, "compressed").write_compressed
 
         self._note(offset, len(view))
         write_compressed(self, offset, view)
 
     def _encode(self, view: memoryview) -> Optional[bytes]:
-        from .compressed import encode
+        encode = part(__package__, "compressed").encode
 
-        return encode(self, view)
+        found: Optional[bytes] = encode(self, view)
+        return found
 
     def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
-        from .compressed import write_encoded
+        write_encoded = part(__package__, "compressed").write_encoded
 
         self._note(offset, len(view))
         write_encoded(self, offset, view, encoded)
 
     def _truncate(self, size: int, preallocation: str) -> None:
-        from .resize import resize
+        resize = part(__package__, "resize").resize
 
         bitmaps, self._bitmaps = self._bitmaps, None  # what resizing zeroes was not there before
         try:
@@ -366,17 +361,17 @@ class Qcow2(Format):
                 bitmaps.resize(self.size)
 
     def _change_backing(self, name: Optional[str], format: Optional[str]) -> None:
-        from .backing import change_backing
+        change_backing = part(__package__, "backing").change_backing
 
         change_backing(self, name, format)
 
     def _amend(self, options: Any, force: bool, progress: Optional[Callable[[int, int], None]] = None) -> None:
-        from .amend import amend
+        amend = part(__package__, "amend").amend
 
         amend(self, options, force, progress)
 
     def _make_empty(self) -> None:
-        from .resize import make_empty
+        make_empty = part(__package__, "resize").make_empty
 
         make_empty(self)
 
@@ -426,17 +421,18 @@ class Qcow2(Format):
     def write_back(self) -> None:
         """Bring cached metadata into the file, in order; a flush of the file must follow."""
         if self._refcounts is not None or self._tables is not None:
-            from .write import write_back
+            write_back = part(__package__, "write").write_back
 
             write_back(self)
 
     def _check(self, repair: str) -> CheckResult:
-        from .repair import check
+        check = part(__package__, "repair").check
 
         if self.deferring:
             self.mark_clean()
         self.flush()
-        return check(self, repair)
+        found: CheckResult = check(self, repair)
+        return found
 
     def references(self) -> list[Reference]:
         found = []
@@ -522,7 +518,7 @@ class Qcow2(Format):
 
     @classmethod
     def check_creation(cls, options: Any) -> None:
-        from .create import plan_header
+        plan_header = part(__package__, "create").plan_header
 
         plan_header(options)
 
@@ -536,15 +532,16 @@ class Qcow2(Format):
 
     @classmethod
     def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
-        from .create import create
+        create = part(__package__, "create").create
 
         create(cls, children, options)
 
     @classmethod
     def measure(cls, options: Any, source: Optional[Node]) -> Measure:
-        from .measure import measure
+        measure = part(__package__, "measure").measure
 
-        return measure(options, source)
+        found: Measure = measure(options, source)
+        return found
 
     @classmethod
     def probe(cls, head: bytes, filename: str) -> int:

@@ -11,6 +11,7 @@ from ...errors import Corrupt, Error, Unsupported
 from ...hooks import MAX_SIZE
 from ...hooks import Snapshot as ListedSnapshot
 from ...ondisk import Struct
+from ...parts import part
 from .header import (
     BITMAPS,
     DATA_FILE,
@@ -28,9 +29,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+    from diskwright.formats.qcow2.switch import Switch
+
     from ...ondisk import u16, u32, u64
     from .image import Qcow2
-    from .switch import Switch
 
 
 EINVAL, EFBIG, EBUSY, ENOENT, ENOTSUP = 22, 27, 16, 2, 95
@@ -154,7 +156,7 @@ def create_snapshot(image: Qcow2, name: str, listed: Optional[ListedSnapshot]) -
     """Keep the present content as a snapshot; what it gets beside `name` is as in `listed`, or now and no VM state."""
     from time import time_ns
 
-    from .switch import Switch
+    Switch = part(__package__, "switch").Switch
 
     header = image.header
     if header.incompatible_features & DATA_FILE:
@@ -189,7 +191,7 @@ def create_snapshot(image: Qcow2, name: str, listed: Optional[ListedSnapshot]) -
 
 def apply_snapshot(image: Qcow2, name: str) -> None:
     """Make the content of a snapshot, its size and its VM state the present one."""
-    from .switch import Switch
+    Switch = part(__package__, "switch").Switch
 
     header = image.header
     if header.autoclear_features & BITMAPS and header.extension(EXT_BITMAPS) is not None:
@@ -213,7 +215,7 @@ def apply_snapshot(image: Qcow2, name: str) -> None:
 
 def _adopt(image: Qcow2, switch: Switch, l1_offset: int, l1_size: int, refusal: str) -> array[int]:
     """Switch.adopt, where a cluster that has too many users is `refusal`."""
-    from .refcount import RefcountOverflow
+    RefcountOverflow = part(__package__, "refcount").RefcountOverflow
 
     try:
         return switch.adopt(switch.l1_table(l1_offset, l1_size))
@@ -252,7 +254,7 @@ def _same_entries(image: Qcow2, first: int, second: int) -> bool:
 
 def delete_snapshot(image: Qcow2, name: str, id: Optional[str] = None) -> None:
     """Remove the first snapshot of that name, or the one that has this ID too."""
-    from .switch import Switch
+    Switch = part(__package__, "switch").Switch
 
     header = image.header
     snapshots = read_snapshots(image)[0]

@@ -11,18 +11,19 @@ from ... import kernels
 from ...cache import TableCache, read_padded
 from ...extent import ALLOCATED, COMPRESSED, DATA, OFFSET_VALID, RECURSE, ZERO, Extent
 from ...kernels import contract as kinds
+from ...parts import part
 from .header import L2_RESERVED, OFFSET_MASK
 from .options import cache_sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from typing import Iterator, Optional
 
-    from _thread import LockType
+    from diskwright.formats.qcow2.subclusters import Pending
 
     from ...node import Node
     from .image import Qcow2
-    from .subclusters import Pending
 
     Run = tuple[int, int, int, int]
 
@@ -101,7 +102,7 @@ class Tables:
         self.verify(runs, l2_offset)
         extents = self._extents(runs, base, unit)
         if self.extended:
-            from .subclusters import with_room
+            with_room = part(__package__, "subclusters").with_room
 
             extents = with_room(self, extents, base, table)
         return extents, base + (runs[-1][0] + runs[-1][1]) * unit
@@ -148,7 +149,7 @@ class Tables:
 
     def _preallocated(self) -> int:
         """RECURSE if the image has many more clusters than its file has room on the disk, else 0; found out once."""
-        from .refcount import looks_preallocated
+        looks_preallocated = part(__package__, "refcount").looks_preallocated
 
         self._recurse = RECURSE if looks_preallocated(self.image) else 0
         return self._recurse

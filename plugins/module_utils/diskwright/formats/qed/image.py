@@ -19,6 +19,7 @@ from ...cache import TableCache
 from ...errors import Corrupt, Error, OptionError
 from ...extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
 from ...node import MAX_SIZE, Alloc, Format, OpenFlags
+from ...parts import part
 from . import header as layout
 from .header import QedCreateOptions, QedOptions, check_name, plan_header, read_header, set_backing
 
@@ -26,9 +27,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Optional, Sequence
 
+    from diskwright.tally import CheckResult
+
     from ...hooks import Reference
     from ...node import Node
-    from ...tally import CheckResult
 
 UNALLOCATED = 0
 ZERO_CLUSTER = 1
@@ -251,13 +253,13 @@ class Qed(Format):
     def _set_entries(self, start: int, count: int, value: int, step: int) -> None:
         """Set the entries of `count` clusters from guest offset `start` on to value, value + step, ..."""
         size = self.cluster_size
-        for position, index, part in self._parts(start, start + count * size):
+        for position, index, number in self._parts(start, start + count * size):
             place, page, first = self.get_page(self._writable_l2(index), position % self.header.reach // size)
             low = value + (position - start) // size * step
-            entries = array("Q", range(low, low + part * step, step) if step else [low]) * (1 if step else part)
+            entries = array("Q", range(low, low + number * step, step) if step else [low]) * (1 if step else number)
             if sys.byteorder == "big":
                 entries.byteswap()
-            page[first * 8 : (first + part) * 8] = entries.tobytes()
+            page[first * 8 : (first + number) * 8] = entries.tobytes()
             self.cache.mark(place)
 
     def _link(self, allocs: Sequence[Alloc]) -> None:
@@ -353,10 +355,11 @@ class Qed(Format):
         self.write_back()
 
     def _check(self, repair: str) -> CheckResult:
-        from .check import check
+        check = part(__package__, "check").check
 
         self.flush()
-        return check(self, repair)
+        found: CheckResult = check(self, repair)
+        return found
 
     def references(self) -> list[Reference]:
         from ...hooks import Reference

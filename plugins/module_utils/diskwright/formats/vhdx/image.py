@@ -13,6 +13,7 @@ from ...errors import Corrupt, Error, ReadOnly
 from ...extent import ALLOCATED, DATA, RECURSE, Extent
 from ...node import OpenFlags
 from ...options import Options, Size, opt
+from ...parts import part
 from .bat import FULLY_PRESENT, NOT_PRESENT, UNDEFINED, UNMAPPED, UNMAPPED_OLD, ZERO, Bat
 from .layout import M, MAGIC, SECTOR, Headers, Layout, new_guid, read_inside, refused
 from .log import Log
@@ -21,9 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterator, Optional
 
+    from diskwright.tally import CheckResult
+
     from ...node import Alloc, Node, Reference
     from ...options import NodeRef
-    from ...tally import CheckResult
     from .parent import Parent
 
 EACCES, EIO = 13, 5
@@ -238,7 +240,7 @@ class Vhdx(BlockFormat):
         return found
 
     def _check(self, repair: str) -> CheckResult:
-        from ...tally import CheckResult
+        CheckResult = part(__package__, "..tally").CheckResult
 
         result = CheckResult()
         if self.replayed:
@@ -250,7 +252,7 @@ class Vhdx(BlockFormat):
 
     def _find_shared(self, result: CheckResult) -> None:
         """Blocks that lie over others, which QEMU does not look for."""
-        from ...tally import Tally
+        Tally = part(__package__, "..tally").Tally
 
         size = self.block_size
         file_size = self.file.size

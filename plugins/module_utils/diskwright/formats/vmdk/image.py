@@ -13,6 +13,7 @@ from ...errors import Corrupt, Error, Unsupported
 from ...extent import ALLOCATED, COMPRESSED, OFFSET_VALID, RECURSE, ZERO, Extent
 from ...extent import DATA as STORED
 from ...node import Format, OpenFlags, Reference
+from ...parts import part
 from . import descriptor as text
 from .descriptor import Descriptor, ExtentLine, local_name
 from .extents import DATA, HOLE, FlatExtent, SparseExtent, ZeroExtent, open_extent
@@ -23,9 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Mapping, Optional, Sequence
 
+    from diskwright.tally import CheckResult
+
     from ...hooks import Alloc
     from ...node import Node
-    from ...tally import CheckResult
     from .extents import AnyExtent
 
 SECTOR = 512
@@ -214,47 +216,51 @@ class Vmdk(Format):
                     yield Extent(start, number, STORED | OFFSET_VALID | ALLOCATED, extent.file, place)
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
-        from .compressed import read_compressed
+        read_compressed = part(__package__, "compressed").read_compressed
 
         read_compressed(self, host_offset, view)
 
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
-        from .compressed import write_whole
+        write_whole = part(__package__, "compressed").write_whole
 
         write_whole(self, host_offset, view)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
-        from .write import reserve
+        reserve = part(__package__, "write").reserve
 
-        return reserve(self, offset, length)
+        found: list[Alloc] = reserve(self, offset, length)
+        return found
 
     def _link(self, allocs: Sequence[Alloc]) -> None:
-        from .write import publish
+        publish = part(__package__, "write").publish
 
         publish(self, allocs)
 
     def _abort(self, allocs: Sequence[Alloc]) -> None:
-        from .write import withdraw
+        withdraw = part(__package__, "write").withdraw
 
         withdraw(self, allocs)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        from .write import zero
+        zero = part(__package__, "write").zero
 
-        return zero(self, offset, length, unmap)
+        found: tuple[int, int] = zero(self, offset, length, unmap)
+        return found
 
     def _pwrite_compressed(self, offset: int, view: memoryview) -> None:
-        from .compressed import encode_grain, write_encoded
+        encode_grain = part(__package__, "compressed").encode_grain
+        write_encoded = part(__package__, "compressed").write_encoded
 
         write_encoded(self, offset, view, encode_grain(view))
 
     def _encode(self, view: memoryview) -> Optional[bytes]:
-        from .compressed import encode_grain
+        encode_grain = part(__package__, "compressed").encode_grain
 
-        return encode_grain(view)
+        found: Optional[bytes] = encode_grain(view)
+        return found
 
     def _pwrite_encoded(self, offset: int, view: memoryview, encoded: bytes) -> None:
-        from .compressed import write_encoded
+        write_encoded = part(__package__, "compressed").write_encoded
 
         write_encoded(self, offset, view, encoded)
 
@@ -262,7 +268,7 @@ class Vmdk(Format):
         raise Unsupported("Could not change the backing file to '%s': Operation not supported" % (name or ""), filename=self.filename, errno=95)
 
     def _flush(self) -> None:
-        from .write import write_back
+        write_back = part(__package__, "write").write_back
 
         write_back(self)
 
@@ -275,7 +281,7 @@ class Vmdk(Format):
 
     def barrier(self) -> None:
         """What was written up to now reaches the disk before what follows; of no use while an image is being made."""
-        from .compressed import write_pending
+        write_pending = part(__package__, "compressed").write_pending
 
         for extent in self.sparse:
             write_pending(extent)
@@ -285,10 +291,11 @@ class Vmdk(Format):
                     child.flush()
 
     def _check(self, repair: str) -> CheckResult:
-        from .check import check
+        check = part(__package__, "check").check
 
         self.flush()
-        return check(self, repair)
+        found: CheckResult = check(self, repair)
+        return found
 
     def format_specific(self) -> dict[str, Any]:
         extents = []
@@ -325,9 +332,10 @@ class Vmdk(Format):
         if options.subformat != "streamOptimized" or options.backing_file is not None:
             return super().stream(outlet, options)
         check_options(options)
-        from .stream import Stream
+        Stream = part(__package__, "stream").Stream
 
-        return Stream(outlet, options)
+        found: Node = Stream(outlet, options)
+        return found
 
     @classmethod
     def check_creation(cls, options: Any) -> None:
@@ -335,9 +343,10 @@ class Vmdk(Format):
 
     @classmethod
     def creation_files(cls, options: Any, filename: str) -> dict[str, str]:
-        from .create import extent_files
+        extent_files = part(__package__, "create").extent_files
 
-        return extent_files(options, filename)
+        found: dict[str, str] = extent_files(options, filename)
+        return found
 
     @classmethod
     def creation_needs_backing(cls, options: Any) -> bool:
@@ -345,7 +354,7 @@ class Vmdk(Format):
 
     @classmethod
     def create_over(cls, children: Mapping[str, Node], options: Any) -> None:
-        from .create import create
+        create = part(__package__, "create").create
 
         create(children, options)
 

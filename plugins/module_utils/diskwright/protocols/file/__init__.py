@@ -13,6 +13,7 @@ from ...errors import Error, OptionError
 from ...extent import ALLOCATED, DATA, OFFSET_VALID, ZERO, Extent
 from ...node import ALL, MAX_SIZE, Alloc, OpenFlags, Protocol, fill_zeroes
 from ...options import Options, Size, opt
+from ...parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class File(Protocol):
         if not stat.S_ISREG(status.st_mode):
             raise Error("'%s' driver requires '%s' to be a regular file" % (self.driver, self._name), filename=self._name, errno=errno.EINVAL)
         if self.flags.direct:
-            from .direct import request_alignment
+            request_alignment = part(__package__, "direct").request_alignment
 
             self._length = status.st_size
             self.request_alignment = request_alignment(self._fd)
@@ -171,7 +172,7 @@ class File(Protocol):
         return self._fd
 
     def format_specific(self) -> Optional[dict[str, Any]]:
-        from .preallocate import extent_size_hint
+        from .attributes import extent_size_hint
 
         hint = extent_size_hint(self._fd)
         return {"extent-size-hint": hint} if hint else {}
@@ -246,7 +247,7 @@ class File(Protocol):
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
         done = os.pwrite(self._fd, view, host_offset)
         if done < len(view):
-            from .preallocate import write_all
+            write_all = part(__package__, "preallocate").write_all
 
             write_all(self._fd, view[done:], host_offset + done)
 
@@ -280,7 +281,8 @@ class File(Protocol):
                 self._length = end
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        from .preallocate import punch_hole, zero_range
+        punch_hole = part(__package__, "preallocate").punch_hole
+        zero_range = part(__package__, "preallocate").zero_range
 
         self._forget()
         end = offset + length
@@ -292,7 +294,7 @@ class File(Protocol):
         return offset, length if zero_range(self._fd, offset, length) else 0
 
     def _discard(self, offset: int, length: int) -> None:
-        from .preallocate import punch_hole
+        punch_hole = part(__package__, "preallocate").punch_hole
 
         length = min(length, self.size - offset)
         if self.flags.unmap and length > 0:
@@ -313,7 +315,7 @@ class File(Protocol):
                 raise
 
     def _truncate(self, size: int, preallocation: str) -> None:
-        from .preallocate import resize
+        resize = part(__package__, "preallocate").resize
 
         self._forget()
         if self.request_alignment == 1:
@@ -337,9 +339,10 @@ class File(Protocol):
     @classmethod
     def create_file(cls, filename: str, options: Any, flags: OpenFlags) -> None:
         """Create or empty the file, under the locks that `flags` ask for, taken first. Raises Error in QEMU's words."""
+        from .attributes import set_extent_size_hint, set_nocow
         from .locking import ImageLock
-        from .preallocate import resize, set_extent_size_hint, set_nocow
 
+        resize = part(__package__, "preallocate").resize
         try:
             fd = os.open(filename, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY, 0o644)
         except (OSError, ValueError) as exc:

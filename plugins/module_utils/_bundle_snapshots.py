@@ -1,0 +1,11 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: F401
+"""What internal snapshots and bitmaps take, besides reading; see _bundle_looking.py."""
+
+from __future__ import annotations
+
+from . import _bundle_reading
+from .diskwright.formats.parallels import extension
+from .diskwright.formats.qcow2 import discard, resize, switch, write
+from .diskwright.protocols.file import preallocate

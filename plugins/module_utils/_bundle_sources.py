@@ -1,0 +1,8 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: F401
+"""The formats that are only read, as sources; see _bundle_looking.py."""
+
+from __future__ import annotations
+
+from .diskwright.formats import bochs, cloop, dmg, ova, wrapped

@@ -1,0 +1,18 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: F401
+"""What making and changing images takes, besides reading; see _bundle_looking.py."""
+
+from __future__ import annotations
+
+from . import _bundle_reading
+from .diskwright.commands import amend, commit, compare, create, rebase, resize
+from .diskwright.copy import overlay
+from .diskwright.formats.parallels import extension
+from .diskwright.formats.qcow2 import amend as amending
+from .diskwright.formats.qcow2 import backing, discard, write
+from .diskwright.formats.qcow2 import create as making
+from .diskwright.formats.qcow2 import resize as resizing
+from .diskwright.formats.vmdk import create as extents
+from .diskwright.formats.vmdk import write as grains
+from .diskwright.protocols.file import preallocate
