@@ -130,7 +130,7 @@ class Luks(EncryptedSectors, Format):
             raise Error("The requested file size is too large")
         preallocation = "off" if options.preallocation == "metadata" else options.preallocation
         size = 0 if options.detached_header else options.size
-        file.truncate(parameters.header_size + size, preallocation)
+        file.truncate(parameters.header_size + size, preallocation, exact=False)
         format_luks(parameters, secret, lambda offset, data: file.write_hosted(offset, memoryview(data)), options.detached_header)
 
     @classmethod

@@ -181,7 +181,7 @@ class Vdi(BlockFormat):
         """Bring the data, and the number of blocks in the header, to the disk: all that comes before the table."""
         end = self.header.offset_data + self._next * BLOCK
         if self._next > 0 and self.file.size < end:
-            self.file.truncate(end)
+            self.file.truncate(end, exact=False)
         if 0 <= self._next != self.header.blocks_allocated:
             self.header.blocks_allocated = self._next
             head = bytearray(SECTOR)
@@ -234,7 +234,7 @@ class Vdi(BlockFormat):
             uuid_last_snap=_new_uuid(),
         )
         file.write_hosted(0, memoryview(header.pack().ljust(SECTOR, b"\0")))
-        file.truncate(header.offset_data + (count * BLOCK if options.static else 0))
+        file.truncate(header.offset_data + (count * BLOCK if options.static else 0), exact=False)
         most = CHUNK // 4
         for first in range(0, count, most):
             length = min(most, count - first)

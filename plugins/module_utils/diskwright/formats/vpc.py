@@ -307,7 +307,7 @@ class Vpc(BlockFormat):
         )
         footer.checksum = checksum(footer.pack(), Footer)
         if fixed:
-            file.truncate(sectors * SECTOR)
+            file.truncate(sectors * SECTOR, exact=False)
             file.write_hosted(sectors * SECTOR, memoryview(footer.pack()))
             return
         count = -(-sectors * SECTOR // BLOCK)

@@ -103,7 +103,7 @@ def _check_end(image: Parallels, fix: bool, result: CheckResult) -> None:
         if fix:
             image.begin_change()
             image._flush()
-            image.file.truncate(end)
+            image.file.truncate(end, exact=False)
             image._untouched = min(image._untouched, end)
             result.leaks_fixed += leaks
 

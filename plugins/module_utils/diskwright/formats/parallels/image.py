@@ -228,7 +228,7 @@ class Parallels(BlockFormat):
         mode = self.options.prealloc_mode
         if mode is not None and self.file.size < self.end:
             size = max(-(-self.options.prealloc_size // self.block_size), 1) * self.block_size
-            self.file.truncate(self.end - self.block_size + size, "falloc" if mode == "falloc" else "off")
+            self.file.truncate(self.end - self.block_size + size, "falloc" if mode == "falloc" else "off", exact=False)
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
         if self.backing is not None:  # what is not here is not zero then
@@ -281,7 +281,7 @@ class Parallels(BlockFormat):
     def _announce(self) -> None:
         """Bring all data to the disk, and the file to its length: what comes before the table."""
         if self.file.size < self.end:
-            self.file.truncate(self.end)
+            self.file.truncate(self.end, exact=False)
         self.file.flush()
 
     def _flush(self) -> None:
@@ -299,7 +299,7 @@ class Parallels(BlockFormat):
 
             self.end = find_end(self)
         if self.file.size > self.end:
-            self.file.truncate(self.end)
+            self.file.truncate(self.end, exact=False)
         self.file.flush()
         self._write_header(0)
         self.file.flush()
@@ -344,7 +344,7 @@ class Parallels(BlockFormat):
             nb_sectors=sectors,
             data_off=start // SECTOR,
         )
-        file.truncate(start)
+        file.truncate(start, exact=False)
         for position in range(0, start, CHUNK):
             file.pwrite_zeroes(position, min(CHUNK, start - position))
         file.write_hosted(0, memoryview(header.pack()))

@@ -351,7 +351,7 @@ class Qcow(Format):
             self.file.flush()
             end = self.header.l1_table_offset + self.header.l1_size * 8
             if self.file.size > end:
-                self.file.truncate(end)
+                self.file.truncate(end, exact=False)
             self._load_tables()
 
     def write_back(self) -> None:
@@ -402,4 +402,4 @@ class Qcow(Format):
             file.pwrite_zeroes(0, end)
         file.write_hosted(0, memoryview(header.pack() + name))
         if file.size < end:
-            file.truncate(end)
+            file.truncate(end, exact=False)

@@ -41,7 +41,7 @@ def create(cls: type[Qcow2], children: Mapping[str, Node], options: Qcow2CreateO
     image.ordered = False
     grow(image, options.size, "metadata" if options.data_file_raw and options.preallocation == "off" else options.preallocation)
     if data_file is not None:
-        data_file.truncate(image.size)
+        data_file.truncate(image.size, exact=False)
     encrypted = options.wants_encryption()
     if encrypted:
         from .encryption import set_up

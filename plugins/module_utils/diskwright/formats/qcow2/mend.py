@@ -146,7 +146,7 @@ def grow_to_block(state: Check, index: int, offset: int) -> None:
     elif end - state.length > _GROWTH_MAX:
         reason = "File too large"
     else:
-        state.file.truncate(end)
+        state.file.truncate(end, exact=False)
         state.measure_file()
         state.tally.total = max(state.tally.total, state.clusters)
         result.corruptions_fixed += 1

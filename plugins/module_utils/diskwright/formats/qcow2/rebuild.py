@@ -31,7 +31,7 @@ def rebuild_structures(state: Check) -> None:
     table = array("Q", bytes((count << state.cluster_bits)))
     for index, cluster in places.items():
         table[index] = cluster << state.cluster_bits
-    state.file.truncate(max(state.file.size, start + count << state.cluster_bits))
+    state.file.truncate(max(state.file.size, start + count << state.cluster_bits), exact=False)
     while True:
         for index, cluster in places.items():
             _write_block(state, index, cluster)

@@ -43,7 +43,7 @@ def resize(image: Qcow2, size: int, preallocation: str) -> None:
             # what is written into a raw data file by others is to be seen through the image
             grow(image, size, "metadata" if image.is_raw_external and preallocation == "off" else preallocation)
         if image.tables.external:
-            image.data_file.truncate(size)
+            image.data_file.truncate(size, exact=False)
         image.tables.forget_preallocation()
 
 
@@ -119,7 +119,7 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
         other = data // tables.entries + 2
         other += (data + other) // refcounts.per_block + 2
         try:
-            file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode)
+            file.truncate(refcounts.end_of_use() + (data + other) * size, "off" if mode == "metadata" else mode, exact=False)
         except Error as exc:
             raise Error("Failed to resize underlying file: %s" % exc, filename=image.filename, errno=exc.errno) from exc
     cluster = wanted = -1
@@ -138,7 +138,7 @@ def preallocate(image: Qcow2, start: int, end: int, mode: str) -> None:
         surplus = 0  # as QEMU, which does not count the last subclusters
         if end % size and cluster >= 0 and (cluster + wanted) * size == refcounts.end_of_use():
             surplus = size - -(-(end % size) // image.allocation_unit) * image.allocation_unit
-        file.truncate(refcounts.end_of_use() - surplus)
+        file.truncate(refcounts.end_of_use() - surplus, exact=False)
 
 
 def _cluster_runs(image: Qcow2, l2_offset: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
@@ -155,7 +155,7 @@ def _preallocate_external(image: Qcow2, start: int, end: int, mode: str) -> None
     """Map all clusters of a range to their places in the data file, which becomes as long."""
     size = image.cluster_size
     if image.data_file.size < end:
-        image.data_file.truncate(end, "off" if mode == "metadata" else mode)
+        image.data_file.truncate(end, "off" if mode == "metadata" else mode, exact=False)
     for position, l2_offset, first, count in table_parts(image, start // size * size, -(-end // size) * size, create=True):
         for index, run, kind, _value in _cluster_runs(image, l2_offset, first, count):
             if kind == kinds.UNALLOCATED:
@@ -215,7 +215,7 @@ def _cut_file(image: Qcow2) -> None:
     image.barrier()
     reach = image.refcounts.cut_tail()
     if reach < image.file.size:
-        image.file.truncate(reach)
+        image.file.truncate(reach, exact=False)
 
 
 def _present_parts(image: Qcow2, start: int, end: int) -> list[tuple[int, int, int, int]]:

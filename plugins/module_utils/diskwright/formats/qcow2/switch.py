@@ -63,7 +63,7 @@ class Switch:
             if not self._turned:
                 image.forget_metadata()
                 if failed is not True and image.file.size > self._end:
-                    image.file.truncate(self._end)
+                    image.file.truncate(self._end, exact=False)
         finally:
             image._lock.release()
             image.release(self._entry)

@@ -65,7 +65,7 @@ def create(file: Node, options: VhdxCreateOptions) -> None:
     zero = options.block_state_zero if options.block_state_zero is not None else not fixed
     length = found.data_offset + (found.size if fixed else 0)
     if file.growable:
-        file.truncate(length)
+        file.truncate(length, exact=False)
     elif length > file.size:
         raise Error("%s: no room for an image of %d bytes" % (file.filename, length), filename=file.filename, errno=28)
     else:

@@ -144,7 +144,7 @@ class Vhdx(BlockFormat):
         start = max(untouched, self._end) if self.file.growable else self._end
         place = -(-start // M) * M
         if self.file.growable:
-            self.file.truncate(place + self.block_size)
+            self.file.truncate(place + self.block_size, exact=False)
         elif place + self.block_size > untouched:
             raise Error("%s: no room for block %d" % (self.filename, index), filename=self.filename, errno=28)
         self._end = place + self.block_size

@@ -203,7 +203,7 @@ class Log:
             self._apply(entry, True)
         end = -(-entries[-1].header.last_file_offset // M) * M
         if self.file.size < end and self.file.growable:
-            self.file.truncate(end)
+            self.file.truncate(end, exact=False)
         self.file.flush()
         self.headers.update(log_guid=NO_GUID)
         self.file.flush()

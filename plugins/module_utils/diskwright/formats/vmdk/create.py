@@ -67,7 +67,7 @@ def create(children: Mapping[str, Node], options: VmdkCreateOptions) -> None:
     for number, length in enumerate(extent_sizes(options)):
         file = children["extents.%d" % number]
         if kind == "FLAT":
-            file.truncate(length)
+            file.truncate(length, exact=False)
         else:
             write_extent(file, length, options)
         lines.append(ExtentLine(length // SECTOR, kind, os.path.basename(file.filename)))
@@ -142,7 +142,7 @@ def write_extent(file: Node, size: int, options: VmdkCreateOptions) -> None:
     """Write an empty sparse extent of `size` bytes: its header and both directories, room for tables and no grains."""
     header = plan_header(options, size)
     file.write_hosted(0, memoryview(header.pack()))
-    file.truncate(header.overHead * SECTOR)
+    file.truncate(header.overHead * SECTOR, exact=False)
     tables = -(-size // (GRAIN * MAX_TABLE_ENTRIES))
     directory = -(-tables * 4 // SECTOR)
     for place in (header.rgdOffset, header.gdOffset):

@@ -242,4 +242,4 @@ def write_back(image: Vmdk) -> None:
 def _pad(extent: SparseExtent) -> None:
     """Make the file end with a whole grain, as readers expect of it."""
     if extent.next > extent.file.size:
-        extent.file.truncate(extent.next)
+        extent.file.truncate(extent.next, exact=False)
