@@ -345,7 +345,7 @@ class Qed(Format):
             if not self.cache.dirty:
                 return
             if self.file.size < self.end and self.fresh:
-                self.file.truncate(self.end, exact=False)  # what of a new table has no entries was not written
+                self.file.truncate(self.end)  # what of a new table has no entries was not written
             self.cache.write(self.fresh)
             self.file.flush()
             self.cache.write()
@@ -384,4 +384,4 @@ class Qed(Format):
             file.pwrite_zeroes(0, end)
         file.write_hosted(0, memoryview(header.pack() + name))
         if file.size < end:
-            file.truncate(end, exact=False)
+            file.truncate(end)
