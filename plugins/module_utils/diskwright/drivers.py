@@ -58,6 +58,7 @@ PROTOCOLS: dict[str, str] = {
     "nfs": "protocols.nfs:Nfs",
     "null-co": "protocols.null:NullCo",
     "null-aio": "protocols.null:NullAio",
+    "ssh": "protocols.ssh:Ssh",
     "vvfat": "protocols.vvfat:Vvfat",
 }
 

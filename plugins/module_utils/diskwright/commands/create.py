@@ -210,15 +210,15 @@ def write_image(filename: str, own: type[Node], protocol: type[Node], own_option
         if own.leaf:
             return
         made = True
-        _write_files(described, own, own_options, flags)
+        _write_files(described, path, own, own_options, flags)
     except BaseException:
         if made:
             _remove(path)
         raise
 
 
-def _write_files(described: Any, own: type[Node], own_options: Any, flags: OpenFlags) -> None:
-    """Write the image into the file that `described` opens, and into those that its options name, which are made anew."""
+def _write_files(described: Any, path: str, own: type[Node], own_options: Any, flags: OpenFlags) -> None:
+    """Write the image into the file that `described` opens and `path` names, and into those that its options name, which are made anew."""
     from contextlib import ExitStack
 
     from ..protocols.file import File
@@ -226,17 +226,17 @@ def _write_files(described: Any, own: type[Node], own_options: Any, flags: OpenF
     graph = Graph()
     with ExitStack() as stack:
         children = {"file": stack.enter_context(graph.open_spec(described, flags))}
-        for role, name in own.creation_files(own_options, str(described.get("filename", ""))).items():
+        for role, name in own.creation_files(own_options, path).items():
             File.create_file(name, File.create_options.from_mapping({}), flags)
             children[role] = stack.enter_context(graph.open_spec({"driver": "raw", "file": {"driver": "file", "filename": name}}, flags))
         if own.creation_needs_backing(own_options):
-            children["backing"] = stack.enter_context(_backing_of(graph, described, own_options))
+            children["backing"] = stack.enter_context(_backing_of(graph, path, own_options))
         own.create_over(children, own_options)
 
 
-def _backing_of(graph: Graph, described: Any, own_options: Any) -> Node:
+def _backing_of(graph: Graph, path: str, own_options: Any) -> Node:
     """The backing file of the image that is being made, itself without its own."""
-    name = parse_filename(join_name(str(described.get("filename", "")), own_options.backing_file))
+    name = parse_filename(join_name(path, own_options.backing_file))
     spec = with_driver(name, own_options.backing_fmt) if own_options.backing_fmt else name
     return graph.open_spec(spec, OpenFlags(no_io=True, no_backing=True, force_share=True))
 
