@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import threading
-from concurrent.futures import TimeoutError as Late  # not the built-in one before Python 3.11
+from concurrent.futures import CancelledError, TimeoutError as Late  # not asyncio's, and not the built-in one before Python 3.11
 from typing import Any, Coroutine, NamedTuple, Optional
 
 from ...errors import Error, ProtocolError, Unsupported
@@ -96,7 +96,7 @@ class Link:
             raise ProtocolError("%s:%d did not answer in %d seconds" % (self.host, self.port, PATIENCE)) from None
         except (asyncssh.Error, EOFError, ValueError) as exc:
             raise ProtocolError(told(exc)) from exc
-        except asyncio.CancelledError:
+        except CancelledError:
             raise ProtocolError("Connection lost") from None
         except BaseException:
             future.cancel()
@@ -271,7 +271,7 @@ class Link:
             return
         try:
             asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(5)
-        except (Late, asyncio.CancelledError, OSError, asyncssh.Error):
+        except (Late, CancelledError, OSError, asyncssh.Error):
             pass  # the server has nothing more to say
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
