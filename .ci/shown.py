@@ -104,7 +104,10 @@ def run(page: Path) -> int:
         for name in PLACES:
             (place / name.lstrip("/")).mkdir(parents=True)
         (place / ".inventory").write_text(INVENTORY.format(python=sys.executable), encoding="utf-8")
-        environment = {**os.environ, "HOME": folder, "PATH": "%s:%s" % (ROOT / ".venv/bin", os.environ["PATH"]), "TREE": str(ROOT)}
+        (place / ".bin").mkdir()
+        (place / ".bin/qemu-img").symlink_to(ROOT / ".venv/bin/diskwright")  # what a page does with qemu-img, ours does
+        paths = [str(place / ".bin"), str(ROOT / ".venv/bin"), os.environ["PATH"]]
+        environment = {**os.environ, "HOME": folder, "PATH": ":".join(paths), "TREE": str(ROOT)}
         environment.update(ANSIBLE_LOCALHOST_WARNING="False", ANSIBLE_NOCOLOR="1", ANSIBLE_INVENTORY=str(place / ".inventory"), PYTHONWARNINGS="error")
         count = 0
         for block in blocks(page.read_text(encoding="utf-8")):
