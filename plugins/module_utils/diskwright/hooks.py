@@ -228,6 +228,7 @@ class Hooks:
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
     zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
     growable: bool = False  # a write beyond the end makes the node larger
+    fixed: bool = False  # storage of a size that is given; a format that needs less of it leaves the rest alone
     unwritable: bool = False  # its driver opens no image for writing
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
@@ -240,6 +241,7 @@ class Hooks:
     probed: Optional[Callable[[bytes, str], str]] = None  # what told its format from the content, where nobody named it
     encrypted: bool = False
     compressed: bool = False
+    baseless: str = ""  # of a protocol: why names in an image cannot be relative to it, as the end of QEMU's sentence
     decodes: bool = False  # reading it is work for a processor
     backing_filename: Optional[str] = None  # as stored in the image
     backing_format: Optional[str] = None

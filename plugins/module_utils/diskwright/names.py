@@ -76,7 +76,8 @@ class OpenPolicy:
         if driver != "file" or not isinstance(filename, str) or "\0" in filename:
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
         path = os.path.realpath(filename)
-        places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(local_path(parent))),)
+        own = local_path(parent)  # "" of an image on a server, beside which there is nothing
+        places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(own)),) if own else ()
         if not any(path == place or path.startswith(place.rstrip("/") + "/") for place in places):
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
 
@@ -88,7 +89,7 @@ def _leaves(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, dict):
                 found += _leaves(item)
-    return found if found and "filename" not in spec else [*found, spec]
+    return [*found, spec] if not found or "filename" in spec or spec.get("driver") in drivers.PROTOCOLS else found
 
 
 def parse_filename(filename: str) -> dict[str, Any]:
@@ -160,8 +161,14 @@ def parse_image_opts(text: str) -> dict[str, Any]:
 
 
 def resolve_name(node: Node, name: str) -> str:
-    """A stored name as seen from the working directory: relative ones are relative to the image that stores them."""
-    return join_name(local_path(node) if node.filename.startswith("json:") else node.filename, name)
+    """A stored name as seen from the working directory: relative ones are relative to the image that stores them. Raises
+    OptionError in QEMU's words where nothing is relative to that."""
+    base = local_path(node) if node.filename.startswith("json:") else node.filename
+    if join_name("/", name) != name:
+        leaf = bottom(node)
+        if not base or leaf.baseless:
+            raise OptionError("Cannot generate a base directory " + (leaf.baseless or "for %s nodes" % leaf.driver))
+    return join_name(base, name)
 
 
 def beside_name(node: Node, name: str) -> str:
@@ -179,10 +186,14 @@ def join_name(base: str, name: str) -> str:
 
 def local_path(node: Node) -> str:
     """The path of the local file at the bottom of `node`; "" where there is none."""
-    file: Optional[Node] = node
-    while file is not None and not file.leaf:
-        file = file.children.get("file")
-    return getattr(file.options, "filename", "") if file is not None else ""
+    return getattr(bottom(node).options, "filename", "")
+
+
+def bottom(node: Node) -> Node:
+    """The protocol below `node`, or what is there in its place."""
+    while not node.leaf and "file" in node.children:
+        node = node.children["file"]
+    return node
 
 
 def identity(node: Node) -> Any:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ..errors import Error
+from ..errors import Error, OptionError
 from ..graph import Graph, OpenPolicy, identity, parse_filename, resolve_name
 from ..node import OpenFlags, Reference
 from ..units import MAX_SIZE, format_size
@@ -105,7 +105,10 @@ class ImageInfo:
         self.full_backing_filename: Optional[str] = None
         self.backing_format = node.backing_format
         if node.backing_filename is not None:
-            self.full_backing_filename = resolve_name(node, node.backing_filename)
+            try:
+                self.full_backing_filename = resolve_name(node, node.backing_filename)
+            except OptionError:
+                pass  # relative to nothing
         self.snapshots = node.snapshots()
         self.format_specific = node.format_specific()
         # a host device is a file in this respect
@@ -171,6 +174,8 @@ def info(
             seen.add(own)
             record = ImageInfo(node)
             records.append(record)
+            if backing_chain and record.full_backing_filename is None and record.backing_filename:
+                raise Error("Could not determine absolute backing filename, but backing filename '%s' present" % record.backing_filename)
             if not backing_chain or not record.full_backing_filename:
                 return records
             filename, format, image_opts = record.full_backing_filename, record.backing_format or None, False

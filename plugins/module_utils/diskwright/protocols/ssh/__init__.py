@@ -82,6 +82,8 @@ class Ssh(Protocol):
     def __init__(self, options: SshOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
         server, self._path = _server(options)
+        if options.host_key_check is not None:
+            self.baseless = "with host_key_check set"
         self._query = "?host_key_check=" + options.host_key_check if options.host_key_check is not None else ""
         from .link import Link
 
