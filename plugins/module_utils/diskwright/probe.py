@@ -5,8 +5,11 @@ where two formats are as sure as each other, nobody is to guess."""
 
 from __future__ import annotations
 
+import errno
+import os
+
 from . import drivers
-from .errors import WrongFormat
+from .errors import Error, WrongFormat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +21,13 @@ LUKS2 = b"LUKS\xba\xbe\0\2"
 
 
 def probe(file: Node, filename: str) -> str:
-    """The name of the format of the image in `file`; "raw" where nothing better matches. Raises OSError, WrongFormat."""
-    head = file.pread(0, min(PROBE_SIZE, file.size))
+    """The name of the format of the image in `file`; "raw" where nothing better matches. Raises Error, OSError."""
+    try:
+        head = file.pread(0, min(PROBE_SIZE, file.size))
+    except (Error, OSError) as exc:
+        number = exc.errno or errno.EIO
+        text = "Could not read image for determining its format: %s" % os.strerror(number)
+        raise Error(text, filename=filename, errno=number, hint=str(exc) if isinstance(exc, Error) else None) from exc
     best = probe_head(head, filename)
     return _probe_rest(file, filename, head, best) if head and (best == "raw" or best in drivers.STREAMS) else best
 
