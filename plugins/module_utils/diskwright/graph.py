@@ -88,7 +88,8 @@ class Graph:
         self.warn = warn
         self.objects = dict(objects or {})
         self.named: dict[str, Node] = {}  # every node that is open, by its name, which it may have got from us
-        self.declared: dict[str, Mapping[str, Any]] = {}  # descriptions of nodes that are opened once somebody names them
+        described = getattr(objects, "described", None)  # a command line has descriptions too, of nodes that are opened once somebody names them
+        self.declared: dict[str, Mapping[str, Any]] = {str(spec["node-name"]): spec for spec in (described() if described else ())}
         self.gate: Any = None  # what holds requests back; see root.py
         self.lock = RLock()  # held while nodes are added, removed or given to other users
         self._numbers = count()
@@ -104,11 +105,14 @@ class Graph:
     ) -> Node:
         """Open an image, and its backing chain unless flags.no_backing.
 
-        `filename` is a plain name, protocol:name, json:{...} or, with `image_opts`, a string k=v,k2=v2; `format` names
+        `filename` is a plain name, protocol:name, json:{...} or, with `image_opts`, a string k=v,k2=v2 or a node-name; `format` names
         the driver, None probes; `extra` are further options of it. Raises Error in QEMU's words, beginning "Could not open '<filename>'", and Denied.
         """
         try:
-            spec = parse_image_opts(filename) if image_opts else parse_filename(filename)
+            if image_opts and (filename in self.named or filename in self.declared):
+                spec = self.declared.get(filename, {})
+            else:
+                spec = parse_image_opts(filename) if image_opts else parse_filename(filename)
             if format is not None:
                 if spec.get("driver", format) != format:
                     raise OptionError("Driver specified twice")
@@ -116,7 +120,7 @@ class Graph:
             if extra:
                 spec = {**spec, **nest(extra)}
             flags = flags or OpenFlags()
-            node = self.open_spec(spec, flags)
+            node = self.named[filename] if image_opts and filename in self.named else self.open_spec(spec, flags)
             if flags.writable and node.read_only:
                 node.close()
                 raise ReadOnly("Block node is read-only")
@@ -129,7 +133,7 @@ class Graph:
     def open_spec(self, spec: Mapping[str, Any], flags: OpenFlags, above: tuple[Any, ...] = ()) -> Node:
         """Open the node that `spec` describes. `above` holds the identities of the files in the overlays above it."""
         values = dict(spec)
-        flags = _generic_flags(values, flags)
+        flags = generic_flags(values, flags)
         name = self._reserve(values.pop("node-name", None))
         driver = values.pop("driver", None)
         if isinstance(driver, (dict, list)):
@@ -182,11 +186,6 @@ class Graph:
             node = self.open_spec(spec, flags or OpenFlags(writable=True, perm=0))
             node.kept = True
         return node
-
-    def declare(self, spec: Mapping[str, Any]) -> None:
-        """Take the description of a node that is opened as soon as somebody names it, and closed with its last user. See
-        description.py, which looks for mistakes."""
-        self.declared[str(spec["node-name"])] = nest(spec)
 
     def remove(self, name: str) -> None:
         """Close a node that `add` opened. Raises Error in QEMU's words where it is in use, or none of ours."""
@@ -285,16 +284,11 @@ class Graph:
         drained: AbstractContextManager[None] = part(__package__, "root").gate(self).closed()
         return drained
 
-    def _reserve(self, name: Any) -> str:
+    def _reserve(self, name: Optional[str]) -> str:
         """The name of a new node, which nobody else can take from now on; None makes one up. Raises OptionError."""
         if name is None:
             return "#block%03d" % next(self._numbers)
-        if not isinstance(name, str):
-            raise OptionError("Invalid parameter type for 'node-name', expected: string")
-        if name[:1] not in _LETTERS or not name or name.strip(_LETTERS + "0123456789-._"):
-            raise OptionError("Invalid node-name: '%s'" % name)
-        if len(name) > MAX_NAME:
-            raise OptionError("Node name too long")
+        check_node_name(name)
         if name in self.named or name in self._taken:
             raise OptionError("Duplicate nodes with node-name='%s'" % name)
         self._taken.add(name)
@@ -479,6 +473,16 @@ class Graph:
             ) from exc
 
 
+def check_node_name(name: Any) -> None:
+    """Raise OptionError unless `name` may be a node-name."""
+    if not isinstance(name, str):
+        raise OptionError("Invalid parameter type for 'node-name', expected: string")
+    if name[:1] not in _LETTERS or not name or name.strip(_LETTERS + "0123456789-._"):
+        raise OptionError("Invalid node-name: '%s'" % name)
+    if len(name) > MAX_NAME:
+        raise OptionError("Node name too long")
+
+
 def _numbered(node: Node, spec: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
     """What `spec` says of the files that `node` names and that have a number, by role. Raises OptionError for others."""
     found: dict[str, Any] = {}
@@ -525,7 +529,7 @@ def open_image(
     return Graph(policy, objects).open(filename, format, flags, image_opts)
 
 
-def _generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
+def generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
     """Take the options that every node has out of `values` and apply them to `flags`."""
     changed: dict[str, Any] = {}
     cache = values.pop("cache", None) or {}

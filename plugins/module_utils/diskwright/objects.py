@@ -71,9 +71,13 @@ class UserObject:
 def parse_object(text: str) -> UserObject:
     """The object that `text` defines: "type,id=ID,k=v" or a JSON object. Raises OptionError in QEMU's words."""
     if text.startswith("{"):
-        values, typed = dict(parse_json(text)), True
-    else:
-        values, typed = nest(_read_pairs(text)), False
+        return make_object(parse_json(text))
+    return make_object(nest(read_pairs(text, "qom-type")), False)
+
+
+def make_object(values: Mapping[str, Any], typed: bool = True) -> UserObject:
+    """The object that `values` define, which are all texts where they are not `typed`. Raises OptionError in QEMU's words."""
+    values = dict(values)
     kind = _take(values, "qom-type", "!string", typed, "")
     if kind not in TYPES or kind == "authz-list-file":  # of the latter qemu-img has no more than the help
         raise OptionError("Parameter 'qom-type' does not accept value '%s'" % kind)
@@ -191,8 +195,9 @@ def help_text(text: str) -> str:
     return "".join(lines)
 
 
-def _read_pairs(text: str) -> dict[str, str]:
-    """The pairs of "type,k=v": unlike elsewhere, only the first may be without "=". `,,` is a comma in a value."""
+def read_pairs(text: str, implied_key: str) -> dict[str, str]:
+    """The pairs of "type,k=v": unlike elsewhere, only the first may be without "=", and is the value of `implied_key` then. `,,` is a
+    comma in a value. Raises OptionError."""
     pairs: dict[str, str] = {}
     rest = text
     while rest:
@@ -206,7 +211,7 @@ def _read_pairs(text: str) -> dict[str, str]:
             rest = ""
         key, equals, value = item.partition("=")
         if not equals and not pairs and item:
-            key, value = "qom-type", item
+            key, value = implied_key, item
         elif not key or not equals and not item:
             raise OptionError("Invalid parameter ''")
         elif not equals:

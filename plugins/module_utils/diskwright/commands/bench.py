@@ -59,6 +59,7 @@ COMMAND = Command(
         Option("-q", key="quiet", help="print nothing but errors", extra="--quiet"),
         spec.FORMAT,
         spec.IMAGE_OPTS,
+        spec.BLOCKDEV,
         Option("-t --cache", VALUE, "CACHE", spec.WRITE_CACHE.help, key="cache", check=_cache_argument),
         Option(
             "-c --count", VALUE, "COUNT", "number of requests (default: 75000)", check=spec.number_argument("request count", 1, MAX_NUMBER)
@@ -143,6 +144,7 @@ def main(args: Sequence[str], ui: UI) -> int:
         flush_interval=interval,
         drain="no_drain" not in given,
         force_share="force_share" in given,
+        objects=given.objects,
         begin=begin,
         warn=ui.caution,
     )

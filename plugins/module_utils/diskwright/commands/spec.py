@@ -27,7 +27,7 @@ __all__ = [
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator, Optional, Sequence
+    from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
     from diskwright.commands.ui import UI
 
@@ -75,7 +75,7 @@ class Command:
         self.name = name
         self.summary = summary
         self.usage = usage
-        self.options = options
+        self.options = [known for option in options for known in ((option, BLOCKDEV) if option is OBJECT else (option,))]
         self.operands = operands
         self.notes = notes
         self.failure = failure
@@ -119,6 +119,11 @@ class Command:
                 raise Answer(text)
             objects.add_object(given.objects, value or "")
             objects.complete(given.objects, next(reversed(list(given.objects))))
+        elif option.key == "blockdev":
+            try:
+                given.objects.blockdevs.append(part(__package__, ".description").parse_blockdev(value or ""))
+            except OptionError as error:
+                raise OptionError("--blockdev %s: %s" % (value, error), hint=error.hint) from None
         elif option.key == "options":
             text = value or ""
             if not valid_option_list(text):
@@ -132,6 +137,20 @@ class Command:
                 given.loose.pop(option.key, None)
 
 
+class Definitions(dict):  # type: ignore[type-arg]
+    """The objects that a command line defines, by id, and the nodes that it describes (--blockdev), as typed specifications."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blockdevs: list[Mapping[str, Any]] = []
+
+    def described(self) -> Sequence[Mapping[str, Any]]:
+        """The nodes, once all options are read. Raises OptionError, or Error, where they do not go together; see description.py."""
+        if self.blockdevs:
+            part(__package__, ".description").check_blockdevs(self.blockdevs, self)
+        return self.blockdevs
+
+
 class Given(dict):  # type: ignore[type-arg]
     """The options given, by key, with the values that their checks returned; a key that is absent was not given.
 
@@ -142,7 +161,7 @@ class Given(dict):  # type: ignore[type-arg]
     def __init__(self) -> None:
         super().__init__()
         self.operands: list[str] = []
-        self.objects: dict[str, Any] = {}
+        self.objects = Definitions()
         self.loose: dict[str, int] = {}
 
 
@@ -265,10 +284,19 @@ OBJECT = Option(
     key="object",
     help="define an object (a secret, a throttle group) that images may refer to;\nmay be repeated",
 )
+BLOCKDEV = Option(
+    "",
+    VALUE,
+    "NODE",
+    extra="--blockdev",  # which qemu-img has not, so that its prefixes mean what they mean there
+    key="blockdev",
+    help="describe a node (DRIVER,node-name=NAME,KEY=VALUE... or JSON), to which\n"
+    "later ones, and with --image-opts the operands, refer by its name;\nmay be repeated",
+)
 IMAGE_OPTS = Option(
     "--image-opts",
     key="image_opts",
-    help="FILENAME is a list of options (driver=...,file.filename=...)\nand not a file name; excludes --format",
+    help="FILENAME is a list of options (driver=...,file.filename=...) or the\nname of a node, and not a file name; excludes --format",
 )
 FORCE_SHARE = Option(
     "-U --force-share",
