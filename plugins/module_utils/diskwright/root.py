@@ -210,9 +210,13 @@ class Root:
             raise
         finally:
             self._gate.leave()
-        with self._counting:
-            self.counters[kind].add(length, perf_counter_ns() - start)
+        self.count(kind, length, perf_counter_ns() - start)
         return result
+
+    def count(self, kind: str, length: int, nanoseconds: int) -> None:
+        """Count a request of the kind `kind` that was made of several calls inside `request`."""
+        with self._counting:
+            self.counters[kind].add(length, nanoseconds)
 
     def _may_write(self, end: int) -> None:
         if not self._edge.perm & (WRITE | WRITE_UNCHANGED):
