@@ -11,7 +11,9 @@ from .errors import Corrupt, Error, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator, Optional
+    from typing import Any, Callable, Iterable, Iterator, Optional
+
+    from .node import Node
 
 EEXIST, EINVAL, ENOENT = 17, 22, 2
 MIN_GRANULARITY = 512  # bytes
@@ -228,6 +230,12 @@ class BitmapSet:
         self.size = size
         for bitmap in self.all:
             bitmap.resize(size)
+
+
+def all_bitmaps(node: Node) -> list[Bitmap]:
+    """The dirty bitmaps of a node: those that its format stores, and those that are kept in memory while it is in use."""
+    kept: Iterable[Bitmap] = getattr(node.recorder, "bitmaps", ())
+    return [*(node.bitmaps() or ()), *kept]
 
 
 def missing(name: str) -> Error:

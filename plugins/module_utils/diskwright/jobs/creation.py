@@ -1,0 +1,187 @@
+# Copyright (c) 2026 The Diskwright authors
+# SPDX-License-Identifier: Apache-2.0
+"""blockdev-create and x-blockdev-amend: images are made, and their options changed, by jobs
+(https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html, BlockdevCreateOptions)."""
+
+from __future__ import annotations
+
+from .. import drivers
+from ..errors import Error, OptionError
+from ..hooks import OpenFlags
+from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, Format, Node, Protocol
+from ..options import flatten
+from ..root import Root
+from .job import Job
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Mapping, Optional
+
+    from ..options import Options
+    from .live import Live
+
+SECTOR = 512
+_VERSIONS = {"v2": "0.10", "v3": "1.1"}
+
+
+class CreateJob(Job):
+    """Makes an image."""
+
+    kind = "create"
+
+    def __init__(self, live: Live, id: str, make: Callable[[Job], None]) -> None:
+        super().__init__(live.jobs, id, True, False)
+        self.make = make
+
+    def work(self) -> None:
+        """See Job.work."""
+        try:
+            self.make(self)
+        finally:
+            self.current = self.total
+
+
+class AmendJob(CreateJob):
+    """Changes options of an image."""
+
+    kind = "amend"
+
+
+def create(live: Live, job_id: str, options: Mapping[str, Any]) -> Job:
+    """Begin to make an image, as `options` in the form of BlockdevCreateOptions say. Raises Error."""
+    values = dict(options)
+    cls = _driver(values)
+    if getattr(cls, "create_options", None) is None or cls.driver not in (*drivers.FORMATS, *drivers.PROTOCOLS):
+        raise OptionError("Driver does not support blockdev-create")
+    declared: type[Options] = cls.create_options  # type: ignore[attr-defined]
+    file = values.pop("file", None)
+    if issubclass(cls, Format) and file is None:
+        raise OptionError("Parameter 'options.file' is missing")
+    filename = None
+    if issubclass(cls, Protocol):
+        filename = values.pop("filename", None)
+        if filename is None:
+            raise OptionError("Parameter 'options.filename' is missing")
+    if "size" in declared.fields and values.get("size") is None:
+        raise OptionError("Parameter 'options.size' is missing")
+    others = {key: values.pop(key) for key in ("data-file",) if key in values}
+    record = read_record(declared, values, live.graph.objects)
+    job = CreateJob(live, job_id, lambda _job: _make(live, cls, file, filename, record, others))
+    with live.lock:
+        live.jobs.add(job)
+        job.start()
+    return job
+
+
+def _driver(values: dict[str, Any]) -> type[Node]:
+    driver = values.pop("driver", None)
+    if driver is None:
+        raise OptionError("Parameter 'options.driver' is missing")
+    if not isinstance(driver, str):
+        raise OptionError("Invalid parameter type for 'options.driver', expected: string")
+    if driver not in drivers.KNOWN.split():
+        raise OptionError("Parameter 'driver' does not accept value '%s'" % driver)
+    try:
+        return drivers.lookup(driver)
+    except OptionError:
+        raise OptionError("Driver does not support blockdev-create") from None
+
+
+def read_record(declared: type[Options], values: Mapping[str, Any], objects: Mapping[str, Any]) -> Any:
+    """The record that options under QMP's names mean. Raises OptionError."""
+    by_name = {key.replace("_", "-"): key for key, field in declared.fields.items()}
+    found: dict[str, Any] = {}
+    for key, value in flatten(values).items():
+        if key == "version" and "compat" in declared.fields:
+            key, value = "compat", _VERSIONS.get(value, value)
+        if key == "size" and isinstance(value, int):
+            value = -(-value // SECTOR) * SECTOR if value > 0 else value
+        if key not in by_name:
+            raise OptionError("Parameter 'options.%s' is unexpected" % key)
+        found[by_name[key]] = value
+    return declared.from_mapping(found).bind(objects)
+
+
+def _make(live: Live, cls: type[Node], file: Any, filename: Optional[str], record: Any, others: Mapping[str, Any]) -> None:
+    if issubclass(cls, Protocol):
+        cls.create_file(str(filename), record, OpenFlags(writable=True, resize=True))
+        return
+    if not issubclass(cls, Format):
+        raise OptionError("Driver does not support blockdev-create")
+    cls.check_creation(record)
+    roots: list[Root] = []
+    children: dict[str, Node] = {}
+    try:
+        for role, given in (("file", file), *others.items()):
+            with live.graph.lock:
+                node = live.node(given) if isinstance(given, str) else live.graph.open_spec(given, OpenFlags(writable=True, perm=0))
+                roots.append(Root(live.graph, node, CONSISTENT_READ | WRITE | RESIZE, 0, "a job that makes an image"))
+            children[role] = node
+            roots[-1].truncate(0)
+        with roots[0].request():
+            if cls.plain:
+                children["file"].truncate(record.size)
+            else:
+                cls.create_over(children, record)
+            children["file"].flush()
+    finally:
+        for root in roots:
+            root.close()
+
+
+def amend(live: Live, job_id: str, node_name: str, options: Mapping[str, Any], force: bool = False) -> Job:
+    """Begin to change options of the image of a node. Raises Error."""
+    with live.lock:
+        if node_name not in live.graph.named:
+            raise OptionError("Node '%s' not found" % node_name)
+        node = live.graph.named[node_name]
+        live.check_free(node)
+        values = dict(options)
+        driver = values.pop("driver", None)
+        if driver is None:
+            raise OptionError("Parameter 'options.driver' is missing")
+        if driver != node.driver:
+            raise OptionError("x-blockdev-amend doesn't support changing the block driver")
+        declared = type(node).amend_options
+        if declared is None:
+            raise OptionError("Driver does not support x-blockdev-amend")
+        record = read_record(declared, values, live.graph.objects)
+
+        def make(job: Job) -> None:
+            with Root(live.graph, node, CONSISTENT_READ | WRITE | RESIZE, ALL, "a job that changes options") as root, root.request() as found:
+                found.amend(record, force)
+
+        made = AmendJob(live, job_id, make)
+        live.jobs.add(made)
+        made.start()
+    return made
+
+
+def make_overlay(live: Live, filename: str, format: str, backing: Node) -> None:
+    """Make the image `filename` of a format over a node. Raises Error in QEMU's words."""
+    from ..graph import parse_filename
+
+    if format not in drivers.FORMATS:
+        raise OptionError("Unknown file format '%s'" % format)
+    cls = drivers.lookup_format(format)
+    declared = getattr(cls, "create_options", None)
+    if declared is None or "backing_file" not in declared.fields:
+        raise OptionError("Format driver '%s' does not support backing files" % format)
+    spec = parse_filename(filename)["file"]
+    protocol = drivers.lookup_protocol(spec["driver"])
+    values = {"size": backing.size, "backing_file": backing.filename, "backing_fmt": backing.unfiltered().driver}
+    record = declared.from_mapping({key: value for key, value in values.items() if key in declared.fields}).bind(live.graph.objects)
+    cls.check_creation(record)
+    try:
+        file_options = {"size": 0} if "size" in protocol.create_options.fields else {}
+        protocol.create_file(str(spec.get("filename", filename)), protocol.create_options.from_mapping(file_options), OpenFlags(writable=True, resize=True))
+    except OSError as exc:
+        raise Error("Could not create '%s': %s" % (filename, exc.strerror or exc), filename=filename, errno=exc.errno) from exc
+    flags = OpenFlags(writable=True, resize=True, perm=CONSISTENT_READ | WRITE | RESIZE)
+    with live.graph.lock:
+        node = live.graph.open_spec(spec, flags)
+    try:
+        children = {"file": node, "backing": backing} if cls.creation_needs_backing(record) else {"file": node}
+        cls.create_over(children, record)
+    finally:
+        node.close()
