@@ -332,3 +332,78 @@ def tcp_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join(PATIENCE)
+
+
+class Asked(NamedTuple):
+    """An HTTP request: method, target and headers by lower-case name; `first` and `last` byte of its range, -1 without."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    first: int
+    last: int
+
+
+def read_request(stream: socket.SocketIO) -> Asked:
+    """The next request on a connection. Raises EOFError at its end."""
+    lines: list[str] = []
+    while not lines or lines[-1]:
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            byte = stream.read(1)
+            if not byte:
+                raise EOFError
+            line += byte
+        lines.append(line.decode("latin-1").rstrip("\r\n"))
+    method, target, _version = lines[0].split(" ")
+    headers = {name.lower(): value.strip() for name, _colon, value in (line.partition(":") for line in lines[1:-1])}
+    span = headers.get("range", "bytes=-1--1").partition("=")[2]
+    first, _dash, last = span.partition("-") if not span.startswith("-") else ("-1", "", "-1")
+    return Asked(method, target, headers, int(first), int(last))
+
+
+@contextmanager
+def http_server(answer: Callable[[Asked, socket.socket], None]) -> Iterator[int]:
+    """An HTTP server whose answers, whole with status line and headers, are what `answer` sends; see tcp_server."""
+
+    def serve(connection: socket.socket) -> None:
+        with connection.makefile("rb", buffering=0) as stream:
+            while True:
+                answer(read_request(stream), connection)
+
+    with tcp_server(serve) as port:
+        yield port
+
+
+@contextmanager
+def http_proxy(asked: list[Asked]) -> Iterator[int]:
+    """A proxy for HTTP, and for anything by CONNECT, that notes in `asked` what it was asked for."""
+
+    def relay(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(connection: socket.socket) -> None:
+        with connection.makefile("rb", buffering=0) as stream:
+            request = read_request(stream)
+        asked.append(request)
+        if request.method == "CONNECT":
+            place, head = request.target, b""
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            place, _slash, path = request.target[len("http://") :].partition("/")
+            lines = ["%s /%s HTTP/1.1" % (request.method, path), "Connection: close"]
+            lines += ["%s: %s" % item for item in request.headers.items() if not item[0].startswith("proxy-")]
+            head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        host, _colon, port = place.rpartition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as target:
+            target.sendall(head)
+            there = threading.Thread(target=relay, args=(connection, target), daemon=True)
+            there.start()
+            relay(target, connection)
+            there.join(PATIENCE)
+
+    with tcp_server(serve) as port:
+        yield port

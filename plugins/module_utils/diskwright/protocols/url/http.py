@@ -131,7 +131,11 @@ class Http:
         self._context = tls_context(credentials.verify) if self._first.origin[0] == "https" else None
         self._validator = ""  # a strong one, for If-Range
         self._seen: dict[str, str] = {}  # the headers that change with the content
-        self.size = self._length()
+        try:
+            self.size = self._length()
+        except BaseException:
+            self.close()
+            raise
 
     # -- opening -------------------------------------------------------------------------------------------------
 
