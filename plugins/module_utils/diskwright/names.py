@@ -29,12 +29,13 @@ class OpenPolicy:
 
     mode      "any" (as QEMU does), "none", "same_directory" (files at or below the image's own directory, no links out
               of it), "listed" (those in `allowed`, after resolving links)
-    allowed   paths of files or directories; for "listed"
+    allowed   paths of files or directories that the user named: admitted under each mode, and all that "listed" admits
+    names     stored names that are admitted as they are, whatever they look like
     json      whether stored names may be json: descriptions
     protocols names of the protocols that a stored name may use
     """
 
-    __slots__ = ("mode", "allowed", "json", "protocols", "max_chain")
+    __slots__ = ("mode", "allowed", "names", "json", "protocols", "max_chain")
 
     def __init__(
         self,
@@ -43,24 +44,24 @@ class OpenPolicy:
         json: bool = True,
         protocols: Optional[Sequence[str]] = None,
         max_chain: int = MAX_CHAIN,
+        names: Sequence[str] = (),
     ) -> None:
         if mode not in ("any", "none", "same_directory", "listed"):
             raise OptionError("Unknown open policy '%s'" % mode)
         self.mode = mode
         self.allowed = tuple(os.path.realpath(path) for path in allowed)
+        self.names = tuple(names)
         self.json = json
         self.protocols = protocols
         self.max_chain = max_chain
 
     def admit(self, parent: Node, reference: Reference, spec: Mapping[str, Any]) -> None:
         """Raise Denied unless the file that `reference` of `parent` names, parsed as `spec`, may be opened."""
-        if self.mode == "any" and self.json and self.protocols is None:
+        if (self.mode == "any" and self.json and self.protocols is None) or reference.name in self.names:
             return
         what = "%s: the image refers to the %s file '%s', which the open policy" % (parent.filename, reference.role, reference.name)
         if reference.name.startswith("json:") and not self.json:
             raise Denied("%s refuses (json: names are not allowed)" % what, filename=parent.filename)
-        if self.mode == "none":
-            raise Denied("%s refuses (mode 'none')" % what, filename=parent.filename)
         for leaf in _leaves(spec):
             if "driver" in leaf or "filename" in leaf:
                 self._admit_leaf(parent, what, leaf)
@@ -73,11 +74,13 @@ class OpenPolicy:
             raise Denied("%s refuses (protocol '%s' is not allowed)" % (what, driver), filename=parent.filename)
         if self.mode == "any":
             return
-        if driver != "file" or not isinstance(filename, str) or "\0" in filename:
+        if driver not in ("file", "host_device") or not isinstance(filename, str) or "\0" in filename:
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
         path = os.path.realpath(filename)
-        own = local_path(parent)  # "" of an image on a server, beside which there is nothing
-        places = self.allowed if self.mode == "listed" else (os.path.dirname(os.path.realpath(own)),) if own else ()
+        places = list(self.allowed)
+        own = local_path(parent) if self.mode == "same_directory" and driver == "file" else ""
+        if own:  # an image on a server has nothing beside it
+            places.append(os.path.dirname(os.path.realpath(own)))
         if not any(path == place or path.startswith(place.rstrip("/") + "/") for place in places):
             raise Denied("%s refuses (mode '%s')" % (what, self.mode), filename=parent.filename)
 
