@@ -61,12 +61,16 @@ FLOORS = {
     "copy": 10,
     "graph": 10,
     "description": 11,
+    "drive": 12,
+    "drawing": 12,
+    "graph_file": 12,
+    "graph_schema": 13,
     "beside": 11,
     "temporary": 11,
     "image": 12,
-    "commands": 12,
-    "cli": 13,
-    "__main__": 14,
+    "commands": 14,
+    "cli": 15,
+    "__main__": 16,
 }
 DRIVERS = ("formats", "protocols", "filters")
 

@@ -42,25 +42,26 @@ class Group:
         self.whole: Optional[Field] = None
 
 
-def _field(kind: str, help: str, choices: Sequence[str] = (), key: str = "") -> Field:
-    field = Field(None, help, key, choices, "", (), False)
-    field.kind, field.optional = kind, True
+def declare(kind: str, help: str, choices: Sequence[str] = (), needed: bool = False) -> Field:
+    """A key that no driver's Options declare."""
+    field = Field(REQUIRED if needed else None, help, "", choices, "", (), False)
+    field.kind, field.optional = kind, not needed
     return field
 
 
 def _generic() -> Shape:
     cache = Group()
-    cache.shape["direct"] = _field("bool", "go past the host's page cache")
-    cache.shape["no-flush"] = _field("bool", "flushes do nothing: a crash of the host loses what was written")
+    cache.shape["direct"] = declare("bool", "go past the host's page cache")
+    cache.shape["no-flush"] = declare("bool", "flushes do nothing: a crash of the host loses what was written")
     return {
-        "node-name": _field("str", "by which other nodes, exports and commands refer to this node"),
-        "discard": _field("str", "whether discarded space is given back", ("ignore", "unmap")),
+        "node-name": declare("str", "by which other nodes, exports and commands refer to this node"),
+        "discard": declare("str", "whether discarded space is given back", ("ignore", "unmap")),
         "cache": cache,
-        "read-only": _field("bool", "never write"),
-        "auto-read-only": _field("bool", "go on read-only where writing is not possible"),
-        "active": _field("bool", "whether the node may be used at once"),
-        "force-share": _field("bool", "read whatever others do to the file"),
-        "detect-zeroes": _field("str", "whether writes of zeroes become requests to zero", ("off", "on", "unmap")),
+        "read-only": declare("bool", "never write"),
+        "auto-read-only": declare("bool", "go on read-only where writing is not possible"),
+        "active": declare("bool", "whether the node may be used at once"),
+        "force-share": declare("bool", "read whatever others do to the file"),
+        "detect-zeroes": declare("str", "whether writes of zeroes become requests to zero", ("off", "on", "unmap")),
     }
 
 
@@ -93,9 +94,9 @@ def shape_of(cls: type[Node]) -> Shape:
         else:
             place[parts[-1]] = field
     if cls.supports_backing:
-        shape["backing"] = _field("Backing", "the node that holds what the image does not; null: none")
+        shape["backing"] = declare("Backing", "the node that holds what the image does not; null: none")
     for key in cls.numbered_references:
-        shape.setdefault(key, _field("NodeRefs", "options of the files that the image names, by number"))
+        shape.setdefault(key, declare("NodeRefs", "options of the files that the image names, by number"))
     return shape
 
 
@@ -130,11 +131,11 @@ def read_node(spec: Any, typed: bool, path: str = "", depth: int = 0) -> dict[st
         raise OptionError("Parameter '%sdriver' does not accept value '%s'" % (path, driver), hint=nearest(driver, names))
     result["driver"] = driver
     shape = {**GENERIC, **shape_of(drivers.lookup(driver))}
-    _read_shape(shape, rest, result, typed, path, depth)
+    read_shape(shape, rest, result, typed, path, depth)
     return result
 
 
-def _read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], typed: bool, path: str, depth: int) -> None:
+def read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], typed: bool, path: str = "", depth: int = 0) -> None:
     """Move what `shape` says from `rest` to `result`. Raises OptionError for what is wrong, missing or left."""
     for key, entry in shape.items():
         name = path + key
@@ -145,7 +146,7 @@ def _read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], type
             value = rest.pop(key)
             if isinstance(value, dict):
                 inner: dict[str, Any] = {}
-                _read_shape(entry.shape, dict(value), inner, typed, name + ".", depth + 1)
+                read_shape(entry.shape, dict(value), inner, typed, name + ".", depth + 1)
                 result[key] = inner
             elif entry.whole is not None:
                 result[key] = read_value(entry.whole, value, typed, name, depth)
@@ -190,8 +191,13 @@ def read_value(field: Field, value: Any, typed: bool, name: str, depth: int = 0)
     if kind == "NodeRefs":
         if not isinstance(value, (list, tuple)):
             raise OptionError("Invalid parameter type for '%s', expected: array" % name)
-        one = _field("NodeRef", "")
+        one = declare("NodeRef", "")
         return [read_value(one, item, typed, "%s[%d]" % (name, index), depth) for index, item in enumerate(value)]
+    if kind == "Words":
+        if not isinstance(value, (list, tuple)):
+            raise OptionError("Invalid parameter type for '%s', expected: array" % name)
+        one = declare("str", "")
+        return [read_value(one, item, typed, "%s[%d]" % (name, index)) for index, item in enumerate(value)]
     if kind == "bool":
         if isinstance(value, bool):
             return value
