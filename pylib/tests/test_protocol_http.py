@@ -386,21 +386,30 @@ def drip(connection: socket.socket, data: bytes) -> None:
         time.sleep(0.05)
 
 
-SLOW: dict[str, Callable[[Asked, socket.socket], None]] = {
-    "silence": lambda request, connection: connection.recv(1) and None,
-    "headers in drips": lambda request, connection: drip(connection, b"H"),
-    "a body in drips": lambda request, connection: (connection.sendall(part(request.first, request.last, SIZE)), drip(connection, b"x"))[1],
-    "continue without end": lambda request, connection: drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 50),
-}
+def silence(request: Asked, connection: socket.socket) -> None:
+    connection.recv(1)
 
 
-@pytest.mark.parametrize("kind", SLOW)
-def test_no_longer_than_the_timeout(kind: str) -> None:
+def dripping_headers(request: Asked, connection: socket.socket) -> None:
+    drip(connection, b"H")
+
+
+def dripping_body(request: Asked, connection: socket.socket) -> None:
+    connection.sendall(part(request.first, request.last, SIZE))
+    drip(connection, b"x")
+
+
+def go_on(request: Asked, connection: socket.socket) -> None:
+    drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 50)
+
+
+@pytest.mark.parametrize("slow", [silence, dripping_headers, dripping_body, go_on])
+def test_no_longer_than_the_timeout(slow: Callable[[Asked, socket.socket], None]) -> None:
     def answer(request: Asked, connection: socket.socket) -> None:
         if request.method == "HEAD":
             connection.sendall(head(SIZE))
         else:
-            SLOW[kind](request, connection)
+            slow(request, connection)
 
     with http_server(answer) as port, Graph().open_spec(spec(url(port), timeout=1), OpenFlags()) as node:
         started = time.monotonic()

@@ -138,7 +138,11 @@ class Ftp:
         self._slots = threading.Semaphore(SESSIONS)
         self._lock = threading.Lock()
         self._idle: list[Session] = []
-        self.size = self._length()
+        try:
+            self.size = self._length()
+        except BaseException:
+            self.close()
+            raise
 
     def _length(self) -> int:
         session = self._open()
@@ -227,6 +231,8 @@ def told(exc: BaseException) -> str:
     if isinstance(exc, ftplib.Error):
         text = str(exc).splitlines()[0][:200] if str(exc) else ""
         return "Weird server reply: %s" % text if isinstance(exc, ftplib.error_proto) else "The server refused: %s" % text
+    if isinstance(exc, ValueError):
+        return "Weird server reply: not a number"
     if isinstance(exc, EOFError):
         return "Connection closed by the server"
     return reason(exc)
