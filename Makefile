@@ -14,7 +14,7 @@ ACCEL := $(wildcard pylib/accel/Cargo.toml pylib/accel/Cargo.lock pylib/accel/py
 RESULTS := .cache/results
 
 .NOTPARALLEL:
-.PHONY: help demo test test-library test-collection test-integration lint sanity molecule bench docs dev accel packages clean
+.PHONY: help demo test test-library test-collection test-integration lint sanity molecule bench bench-hosts docs dev accel packages clean
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -35,8 +35,10 @@ test-library: $(DONE)/test accel packages
 test-collection: $(DONE)/test
 	@mkdir -p $(RESULTS) && .ci/units $(RESULTS)
 
-test-integration: $(DONE)/test accel packages
+test-integration: $(DONE)/test $(DONE)/molecule accel packages
 	@mkdir -p $(RESULTS) && .ci/integration $(RESULTS)
+	@.ci/installed $(RESULTS)
+	@.ci/molecule thin_clones
 
 #: make lint                ruff, mypy --strict, clippy, shellcheck, REUSE, the changelog, and what no file may say
 lint: $(DONE)/lint
@@ -53,6 +55,10 @@ molecule: $(DONE)/molecule
 #: make bench               speed against qemu-img and cp in the same run, as a table of ratios and as JSON
 bench: $(DONE)/test accel packages
 	@$(BIN)/python pylib/bench/run.py $(ARGS)
+
+#: make bench-hosts         what a task costs on fifty hosts, against the command module
+bench-hosts: $(DONE)/sanity packages
+	@$(BIN)/python pylib/bench/hosts.py $(ARGS)
 
 #: make docs                the manual and the collection's reference as one site in build/docs
 docs: $(DONE)/docs
