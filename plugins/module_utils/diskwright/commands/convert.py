@@ -276,6 +276,7 @@ def convert(
     objects: Optional[Mapping[str, Any]] = None,
     policy: Optional[OpenPolicy] = None,
     atomic: bool = False,
+    content: Optional[Callable[[str], None]] = None,
     progress: Optional[Callable[[int, int], None]] = None,
     warn: Optional[Callable[[str], None]] = None,
 ) -> None:
@@ -284,7 +285,8 @@ def convert(
     `options` are the target format's, "k=v,k2=v2" in QEMU's grammar. `sparse_size` is in bytes, 0 writes everything, None
     is the default of 4096. `changed` names a dirty bitmap of the source: only what it has marked is copied, into an overlay of `backing`,
     which has the rest. `rate` is in bytes a second. With `atomic` the target is written beside its name and renamed when
-    it is whole: a failure leaves nothing, and an old file there as it was. `progress` is called with (bytes done, bytes in
+    it is whole: a failure leaves nothing, and an old file there as it was. `content` is called with the content checksum of the source, see
+    copy/content.py, before that. `progress` is called with (bytes done, bytes in
     all) and ends the work by raising; `warn` is called with texts. The names "-" are standard input and output. Raises Error.
     """
     import os
@@ -316,6 +318,11 @@ def convert(
             raise OptionError(CHAINED)
         if changed is not None:
             nodes[:1] = [_changed(nodes, changed, backing)]
+        summed = None
+        if content is not None:
+            if len(nodes) != 1:
+                raise OptionError("The content checksum is that of a single source")
+            summed = nodes[0] = part(__package__, ".copy.content").Content(nodes[0])
         named_format, target_format = target_format, target_format or "raw"
         recorded = _bitmaps_of(nodes[0], skip_broken_bitmaps, warn) if bitmaps else []
         outlet = _pipe(target, 1) if not target_image_opts else None
@@ -362,6 +369,8 @@ def convert(
                         raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
                     settings["compress"] = compress or node.needs_compression
                     _fill(node, nodes, chosen is not None, backing is not None, target_is_zero, settings)
+                if content is not None and summed is not None:
+                    content(summed.checksum())
                 failure = _copy_bitmaps(node, recorded) if bitmaps else None
             if failure is not None:  # the content is whole, and closed as such
                 raise failure
