@@ -9,10 +9,10 @@ from ..copy.window import copy_ranges
 from ..errors import Error, OptionError, Unsupported
 from ..filters.copy_before_write import CopyBeforeWrite, CopyBeforeWriteOptions
 from ..moment import Moment
-from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
+from ..node import ALL, OpenFlags
 from ..options import opt
 from . import chain
-from .block import ON_ERROR, WINDOW, BlockJob, BlockJobOptions, begin
+from .block import ON_ERROR, WINDOW, BlockJob, BlockJobOptions, begin, show_as_child
 from .recording import Found, duplicate
 
 TYPE_CHECKING = False
@@ -69,8 +69,9 @@ class BackupJob(BlockJob):
     def begin(self) -> None:
         """Put it into the graph: this is the moment that is backed up."""
         options = self.options
-        self.occupy(self.source, self.target)
-        self.use(self.target, CONSISTENT_READ | WRITE | RESIZE, ALL)
+        self.occupy(self.source, shared=True)
+        self.occupy(self.target)
+        self.use_target(self.target)
         if self.found is not None:
             self._freeze(self.found)
         wanted = self._frozen if options.sync in ("incremental", "bitmap") else None
@@ -79,6 +80,7 @@ class BackupJob(BlockJob):
         breaks = options.on_cbw_error == "break-snapshot"
         self.moment = top.moment = BackupMoment(self.source, self.target, bitmap=wanted, compress=options.compress, breaks=breaks)
         self.graph.adopt(top, options.filter_node_name)
+        show_as_child(top)
         try:
             self.graph.replace(self.source, top)
             self.use(top, 0)
@@ -167,7 +169,7 @@ class BackupJob(BlockJob):
     def _take_off(self) -> None:
         top, self._top = self._top, None
         if top is not None:
-            self.graph.replace(top, self.source)
+            self.graph.replace(top, top.file)
 
     def prepare(self) -> None:
         """The filter goes; the bitmap stays as it is."""
@@ -223,7 +225,7 @@ def prepare_backup(live: Live, options: BackupOptions) -> BackupJob:
     options = _checked(options)
     if source is target:
         raise OptionError("Source and target cannot be the same")
-    live.check_free(source, below=True)
+    live.check_free(source, below=True, shared=True)
     live.check_free(target)
     if options.compress and not target.supports_compression:
         raise Unsupported("Compression is not supported for this drive %s" % target.name)

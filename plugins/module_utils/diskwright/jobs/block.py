@@ -10,6 +10,7 @@ import os
 from time import monotonic
 
 from ..errors import Error, OptionError
+from ..filter import Filter
 from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
 from ..options import Options, opt
 from ..root import Root
@@ -57,19 +58,19 @@ class BlockJob(Job):
         self.filter: Optional[JobFilter] = None
         self._due = 0.0  # when the next window may begin
         self._roots: list[Root] = []
-        self._names: list[str] = []  # of nodes that are occupied
+        self._occupied: list[tuple[str, tuple[str, bool]]] = []
         if options.speed < 0:
             raise OptionError("Parameter 'speed' expects a non-negative value")
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
-    def occupy(self, *nodes: Node) -> None:
-        """Nobody else does anything with these nodes while the job lives."""
-        self._names += self.live.occupy(self, nodes)
+    def occupy(self, *nodes: Node, shared: bool = False) -> None:
+        """Nobody else does anything with these nodes while the job lives; see Live.occupy."""
+        self._occupied += self.live.occupy(self, nodes, shared)
 
-    def use(self, node: Node, perm: int = CONSISTENT_READ, shared: int = ALL) -> Root:
+    def use(self, node: Node, perm: int = CONSISTENT_READ, shared: int = ALL, role: str = "main node") -> Root:
         """Become a user of a node until the job is over."""
-        root = Root(self.graph, node, perm, shared, "block job '%s'" % self.id, "main node")
+        root = Root(self.graph, node, perm, shared, "block job '%s'" % self.id, role)
         self._roots.append(root)
         return root
 
@@ -77,6 +78,7 @@ class BlockJob(Job):
         """Put a filter on top of a node: all its users use the filter. Under `drained`."""
         made = cls(cls.options_class(file=node), OpenFlags(writable=not node.read_only, perm=0, shared=ALL))
         self.graph.adopt(made, name)
+        show_as_child(made)
         try:
             self.graph.replace(node, made)
             self.use(made, 0)
@@ -99,7 +101,7 @@ class BlockJob(Job):
         for root in self._roots:
             root.close()
         self._roots.clear()
-        self.live.vacate(self._names)
+        self.live.vacate(self._occupied)
 
     def share_backing(self, node: Node) -> None:
         """Let the overlays of a node tolerate that it is written."""
@@ -109,12 +111,19 @@ class BlockJob(Job):
             if edge.role == "backing":
                 edges.change(edge, edge.perm, ALL)
 
-    def base_root(self, base: Node) -> Root:
-        """Become the writer of a backing node, which may have been opened for reading only."""
+    def use_target(self, target: Node) -> Root:
+        """Become a writer of a node."""
+        return self.use(target, CONSISTENT_READ | WRITE, ALL, "target")
+
+    def base_root(self, base: Node, size: int) -> Root:
+        """Become the writer of a backing node, which may have been opened for reading only, and make it as long as `size` bytes."""
         self.share_backing(base)
         if base.read_only:
             base.change_flags(base.flags.but(writable=True))
-        return self.use(base, CONSISTENT_READ | WRITE | RESIZE, ALL)
+        if base.size < size:
+            with Root(self.graph, base, CONSISTENT_READ | WRITE | RESIZE, ALL, "block job '%s'" % self.id) as root:
+                root.truncate(size)
+        return self.use_target(base)
 
     # -- windows -------------------------------------------------------------------------------------------------
 
@@ -230,6 +239,12 @@ class BlockJob(Job):
         if error is not None and self.status == CONCLUDED:
             found["error"] = error
         return found
+
+
+def show_as_child(made: Filter) -> None:
+    """Let a filter that a job made go by the name of what it is on top of: nobody can open it again."""
+    made.filename = made.file.filename
+    made.full_options = made.file.full_options
 
 
 def begin(live: Live, job: BlockJob, prepare: Callable[[], None]) -> None:

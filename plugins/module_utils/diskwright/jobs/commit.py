@@ -51,16 +51,13 @@ class CommitJob(BlockJob):
     def begin(self) -> None:
         """Put it into the graph."""
         self.occupy(*[layer for layer in chain.layers(self.top) if layer is not self.base], self.base, self.overlay)
-        self.base_user = self.base_root(self.base)
+        self.base_user = self.base_root(self.base, self.top.size)
         if self.options.filter_node_name is not None:
             self.put_on_top(CommitTop, self.top, self.options.filter_node_name)
         self.root = self.use(self.top, CONSISTENT_READ)
 
     def work(self) -> None:
         """See Job.work."""
-        if self.base.size < self.top.size:
-            with self.base_user.request() as node:
-                node.truncate(self.top.size)
         unit = max(self.base.allocation_unit, 512)
         while self.current < self.total:
             length = min(self.window(unit), self.total - self.current)
@@ -95,17 +92,14 @@ class ActiveCommitJob(MirrorJob):
 
     kind = "commit"
 
-    def use_target(self) -> Root:
-        """See MirrorJob.use_target."""
-        found = self.base_root(self.target)
+    def take_target(self) -> Root:
+        """See MirrorJob.take_target."""
+        found = self.base_root(self.target, self.source.size)
         self.occupy(*chain.layers(self.source))
         return found
 
     def survey(self) -> None:
         """Mark what the base does not have."""
-        if self.target.size < self.source.size:
-            with self.target_root.request() as node:
-                node.truncate(self.source.size)
         self._mark_added(self.target)
 
 

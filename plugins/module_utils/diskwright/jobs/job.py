@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 UNDEFINED, CREATED, RUNNING, PAUSED, READY, STANDBY = "undefined", "created", "running", "paused", "ready", "standby"
 WAITING, PENDING, ABORTING, CONCLUDED, NULL = "waiting", "pending", "aborting", "concluded", "null"
 
+SOON = 0.5  # seconds that who asks for a pause waits for it; it may come later
+
 _ACTIVE = (CREATED, RUNNING, PAUSED, READY, STANDBY)
 VERBS = {
     "cancel": (*_ACTIVE, WAITING, PENDING),
@@ -244,6 +246,7 @@ class Job:
                 raise Error("Job is already paused")
             self.paused_by_user = True
             self.changed.notify_all()
+            self.changed.wait_for(lambda: self.status not in (RUNNING, READY) or not self.paused_by_user, SOON)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -254,6 +257,7 @@ class Job:
             self.paused_by_user = False
             self.resumed()
             self.changed.notify_all()
+            self.changed.wait_for(lambda: self.status not in (PAUSED, STANDBY) or self.wants_pause, SOON)
 
     def resumed(self) -> None:
         """It will go on after a pause that a user, or an error, asked for. Under the lock."""

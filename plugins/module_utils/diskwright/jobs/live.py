@@ -35,7 +35,7 @@ class Live:
         self.quit = quit
         self.exports = exports
         self.server: Any = None  # the NBD server that nbd-server-start made
-        self._users: dict[str, str] = {}  # node-name -> why others may not do anything with the node
+        self._users: dict[str, list[tuple[str, bool]]] = {}  # node-name -> kinds of the jobs at work, and whether they share it
         self._busy: dict[int, int] = {}  # id() of a bitmap -> how many use it
 
     # -- nodes ---------------------------------------------------------------------------------------------------
@@ -58,9 +58,13 @@ class Live:
             raise OptionError("Need a root block node")
         return node
 
-    def check_free(self, node: Node, below: bool = False) -> None:
-        """Raise Error if something is under way with a node, or an overlay needs it as it is; with `below` that does not matter."""
-        reason = self._users.get(node.name)
+    def check_free(self, node: Node, below: bool = False, shared: bool = False) -> None:
+        """Raise Error if something is under way with a node, or an overlay needs it as it is; with `below` that does not matter, with `shared`
+        nothing that shares it does."""
+        reason: Optional[str] = None
+        for kind, shares in self._users.get(node.name, ()):
+            if not (shared and shares):
+                reason = "block device is in use by block job: " + kind
         if reason is None and not below:
             for edge in node.parents:
                 if edge.role == "backing" and isinstance(edge.user, Node):
@@ -68,22 +72,20 @@ class Live:
         if reason is not None:
             raise Error("Node '%s' is busy: %s" % (node.name, reason), errno=errno.EBUSY)
 
-    def is_occupied(self, node: Node) -> bool:
-        """Whether a job works on a node."""
-        return node.name in self._users
+    def occupy(self, job: Job, nodes: Iterable[Node], shared: bool = False) -> list[tuple[str, tuple[str, bool]]]:
+        """Let nobody else do anything with these nodes (but for what does not mind, if `shared`) until `vacate` is given the result."""
+        taken = [(node.name, (job.kind, shared)) for node in nodes]
+        for name, user in taken:
+            self._users.setdefault(name, []).append(user)
+        return taken
 
-    def occupy(self, job: Job, nodes: Iterable[Node]) -> list[str]:
-        """Let nobody else do anything with these nodes until `vacate` is given the result."""
-        names = [node.name for node in nodes if node.name not in self._users]
-        for name in names:
-            self._users[name] = "block device is in use by block job: " + job.kind
-        return names
-
-    def vacate(self, names: list[str]) -> None:
+    def vacate(self, taken: list[tuple[str, tuple[str, bool]]]) -> None:
         """End what `occupy` began."""
-        for name in names:
-            self._users.pop(name, None)
-        names.clear()
+        for name, user in taken:
+            self._users[name].remove(user)
+            if not self._users[name]:
+                del self._users[name]
+        taken.clear()
 
     # -- bitmaps -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..copy.window import copy_ranges
 from ..errors import Error, OptionError
-from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE
+from ..node import ALL
 from ..options import opt
 from . import chain
 from .block import ON_ERROR, WINDOW, BlockJob, BlockJobOptions, begin
@@ -62,7 +62,7 @@ class MirrorJob(BlockJob):
     def begin(self) -> None:
         """Put it into the graph."""
         self.occupy(self.source, self.target)
-        self.target_root = self.use_target()
+        self.target_root = self.take_target()
         top = self.put_on_top(MirrorTop, self.source, self.options.filter_node_name)
         if isinstance(top, MirrorTop):
             self.filter = top
@@ -70,9 +70,9 @@ class MirrorJob(BlockJob):
             top.begin(self.target, self.granularity, self.options.copy_mode == "write-blocking")
         self.root = self.use(self.source)
 
-    def use_target(self) -> Root:
-        """Become the user of the target."""
-        return self.use(self.target, CONSISTENT_READ | WRITE | RESIZE, ALL)
+    def take_target(self) -> Root:
+        """Become the writer of the target."""
+        return self.use_target(self.target)
 
     @property
     def top(self) -> MirrorTop:

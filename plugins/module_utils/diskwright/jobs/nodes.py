@@ -37,7 +37,7 @@ def remove(live: Live, name: str) -> None:
         node = live.graph.named.get(name)
         if node is None:
             raise Error("Failed to find node with node-name='%s'" % name)
-        if any(not isinstance(edge.user, Node) for edge in node.parents) and not live.is_occupied(node):
+        if any(not isinstance(edge.user, Node) and edge.role != "main node" for edge in node.parents):
             raise Error("Node %s is in use" % name)
         live.check_free(node)
         live.graph.remove(name)

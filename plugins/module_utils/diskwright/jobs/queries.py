@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ..graph import resolve_name
 from ..root import KINDS, Root
-from .filters import JobFilter, MirrorTop
+from .filters import MirrorTop
 from .recording import bitmaps, recording
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ def node_info(live: Live, node: Node, flat: bool = False) -> dict[str, Any]:
     """One of them (BlockDeviceInfo)."""
     recorded = recording(node)
     found: dict[str, Any] = {
-        "file": _name(node),
+        "file": node.filename,
         "node-name": node.name,
         "ro": node.read_only,
         "drv": node.driver,
@@ -61,16 +61,9 @@ def node_info(live: Live, node: Node, flat: bool = False) -> dict[str, Any]:
     return found
 
 
-def _name(node: Node) -> str:
-    """The name of a node; a format whose backing node was chosen for it has none that is plain."""
-    if isinstance(node, JobFilter):
-        return node.file.filename
-    return node.filename
-
-
 def _image(node: Node, flat: bool, depth: int) -> dict[str, Any]:
     """What is known of an image (ImageInfo)."""
-    found: dict[str, Any] = {"filename": _name(node), "format": node.driver, "virtual-size": -(-node.size // SECTOR) * SECTOR}
+    found: dict[str, Any] = {"filename": node.filename, "format": node.driver, "virtual-size": -(-node.size // SECTOR) * SECTOR}
     size = node.disk_size()
     if size is not None:
         found["actual-size"] = size

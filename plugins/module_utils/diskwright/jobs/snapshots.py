@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+from time import time_ns
 
 from ..errors import Error, OptionError
-from ..hooks import ALL, OpenFlags
+from ..hooks import ALL, OpenFlags, Snapshot
 from ..node import Node
 from ..options import Options, opt
 from .creation import make_overlay
@@ -17,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Optional
 
-    from ..hooks import Snapshot
     from .live import Live
 
     Undo = Callable[[], None]
@@ -151,7 +151,9 @@ def internal_snapshot(live: Live, options: InternalSnapshot) -> Undo:
         with live.graph.drained():
             if any(found.name == options.name for found in node.snapshots()):
                 raise Error("Snapshot with name '%s' already exists on device '%s'" % (options.name, options.device))
-            made = node.create_snapshot(options.name)
+            now = time_ns()
+            like = Snapshot("", options.name, 0, now // 10**9, now % 10**9, now, None)
+            made = node.create_snapshot(options.name, like)
             node.flush()
 
     def undo() -> None:

@@ -74,7 +74,7 @@ class Speed(Device):
 
 class Change(Id):
     type: str = opt(choices=("commit", "stream", "mirror", "backup", "create", "amend"), help="kind of the job")
-    copy_mode: str = opt(choices=("background", "write-blocking"), help="how a mirror copies")
+    copy_mode: Optional[str] = opt(None, choices=("background", "write-blocking"), help="how a mirror copies")
 
 
 class Reopen(Options):
@@ -199,10 +199,12 @@ def _server_add(live: Live, given: ServerAdd) -> None:
 
 
 def _change(live: Live, given: Change) -> None:
+    if given.type == "mirror" and given.copy_mode is None:
+        raise OptionError("Parameter 'copy-mode' is missing")
     job = live.jobs.find_block(given.id)
-    if not isinstance(job, mirror.MirrorJob):
+    if given.type != job.kind or not isinstance(job, mirror.MirrorJob):
         raise Error("Job type does not support change")
-    job.change(given.copy_mode)
+    job.change(given.copy_mode or "")
 
 
 def _set_active(live: Live, given: SetActive) -> None:
