@@ -55,6 +55,7 @@ PROTOCOLS: dict[str, str] = {
     "http": "protocols.url:Http",
     "https": "protocols.url:Https",
     "iscsi": "protocols.iscsi:Iscsi",
+    "nbd": "protocols.nbd.driver:Nbd",
     "nfs": "protocols.nfs:Nfs",
     "null-co": "protocols.null:NullCo",
     "null-aio": "protocols.null:NullAio",
@@ -63,7 +64,7 @@ PROTOCOLS: dict[str, str] = {
 }
 
 # What stands in front of a file name where it is not the driver's own name.
-PREFIXES = {"fat": "vvfat", "iser": "iscsi"}
+PREFIXES = {"fat": "vvfat", "iser": "iscsi", "nbd+tcp": "nbd", "nbd+unix": "nbd"}
 
 # Drivers whose own name stands in front of no file name.
 UNNAMED = ("vvfat",)
