@@ -126,6 +126,8 @@ def load(command: str) -> Any:
         from .commands import create as module
     elif command == "dd":
         from .commands import dd as module
+    elif command == "graph":
+        from .commands import graph as module
     elif command == "map":
         from .commands import map as module
     elif command == "measure":

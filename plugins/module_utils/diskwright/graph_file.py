@@ -345,7 +345,11 @@ def rewrite(path: str) -> str:
 def _settle(old: Any, new: Any) -> Any:
     """`old`, with its comments, changed into `new`."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [key for key in old if key not in new]:
+        gone, added = [key for key in old if key not in new], [key for key in new if key not in old]
+        for index, key in enumerate(gone):
+            remark = old.ca.items.pop(key, None) if hasattr(old, "ca") else None
+            if remark is not None and added:
+                old.ca.items[added[min(index, len(added) - 1)]] = remark
             del old[key]
         for key, value in new.items():
             if key in old:

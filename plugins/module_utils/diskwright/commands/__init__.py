@@ -19,6 +19,7 @@ SUMMARIES = {
     "convert": "copy images to a new image of any format",
     "create": "make a new, empty image",
     "dd": "copy blocks of one image to a new image",
+    "graph": "check, translate and draw descriptions of block graphs",
     "info": "show what an image is",
     "map": "show where the data of an image is stored",
     "measure": "compute how large an image file would be",

@@ -47,6 +47,12 @@ EXAMPLES = {
         ("which options qcow2 has", "-f qcow2 -o help"),
     ),
     "dd": (("the first 100 MiB", "bs=1M count=100 if=disk.qcow2 of=head.raw"),),
+    "graph": (
+        ("is this file right, and what does it look like", "vm.yaml"),
+        ("the same as arguments of qemu-storage-daemon", "--output qemu vm.yaml"),
+        ("a picture of an image and its backing files", "--output svg --image disk.qcow2"),
+        ("today's words for an old -drive", "--output qemu --drive file=disk.qcow2,format=qcow2,cache=none,bps=10000000"),
+    ),
     "info": (
         ("an image and its backing files, in JSON", "--backing-chain --output json disk.qcow2"),
         ("an image that a virtual machine is using", "-U disk.qcow2"),
