@@ -8,9 +8,10 @@ A definition is checked as far as its text goes; files that it names are read by
 
 from __future__ import annotations
 
-from .errors import Error, OptionError
+from .errors import OptionError
 from .json_parser import parse_json
 from .options import nest
+from .parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,32 +119,16 @@ def add_object(objects: dict[str, UserObject], text: str) -> None:
 
 
 def complete(objects: Mapping[str, UserObject], name: str) -> None:
-    """Do for the object `name` at once what would else be done when it is used, as qemu-img does: read a secret, look for
-    the files of TLS credentials. Raises OptionError, Error."""
+    """Do for the object `name` at once what would else be done when it is used, as qemu-img does: read a secret, load
+    TLS credentials. Raises OptionError, Error."""
     found = objects[name]
     properties = found.properties
     if found.type in ("secret", "secret_keyring"):
         from .crypto.secrets import secret_bytes
 
         found.content = secret_bytes(objects, name)
-    elif found.type in ("tls-creds-x509", "tls-creds-psk"):
-        if "dir" not in properties:
-            raise OptionError("Missing 'dir' property value")
-        files = ["keys.psk"] if found.type == "tls-creds-psk" else ["ca-cert.pem"]
-        if found.type == "tls-creds-x509" and properties.get("endpoint") == "server":
-            files += ["server-cert.pem", "server-key.pem"]
-        for file in files:
-            _find("%s/%s" % (properties["dir"], file))
-
-
-def _find(path: str) -> None:
-    import os
-
-    try:
-        os.stat(path)
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or "No such file or directory"
-        raise Error("Unable to access credentials %s: %s" % (path, reason), filename=path) from exc
+    elif found.type.startswith("tls-creds-"):
+        part(__package__, "crypto.tls", "object type '%s'" % found.type).Credentials(objects, name, properties.get("endpoint", "client"))
 
 
 def throttle_limits(properties: Mapping[str, Any]) -> dict[str, int]:

@@ -27,6 +27,7 @@ PIECE = 1 << 20  # bytes encrypted at a time
 MAX_KEYS = 1 << 20  # bytes of keys.psk
 MAX_KEY = 256  # bytes of a key, which is what OpenSSL takes
 DEFAULT_USER = "qemu"
+TORN = "The TLS connection was non-properly terminated."
 
 # Where there is no certificate TLS ends at 1.2, whose suites without one both OpenSSL and GnuTLS have.
 _PSK_CIPHERS = "ECDHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:kECDHEPSK:kDHEPSK:kPSK"
@@ -233,12 +234,14 @@ class Credentials:
     # -- use -----------------------------------------------------------------------------------------------------
 
     def wrap(self, channel: Any, deadline: float, hostname: Optional[str] = None) -> TlsChannel:
-        """Shake hands over `channel` until `deadline` (of time.monotonic). A client makes sure that it talks to `hostname`, if given.
+        """Shake hands over `channel` until `deadline` (of time.monotonic). A client makes sure that the certificate is for `hostname`.
 
         Raises Error, after which the channel is of no use.
         """
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        check = self.type == "tls-creds-x509" and self.endpoint == "client" and hostname is not None
+        check = self.type == "tls-creds-x509" and self.endpoint == "client"
+        if check and hostname is None:
+            raise Error("No hostname for certificate validation", errno=errno.EINVAL)
         self.context.check_hostname = check
         try:
             session = self.context.wrap_bio(incoming, outgoing, self.endpoint == "server", hostname if check else None)
@@ -254,6 +257,8 @@ class TlsChannel:
 
     One thread may send while another one receives, which ssl.SSLSocket does not promise.
     """
+
+    reading = "Cannot read from TLS channel"  # how messages begin
 
     def __init__(self, channel: Any, session: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
         self.sock = channel.sock
@@ -283,7 +288,7 @@ class TlsChannel:
                     raise Error("TLS handshake failed: the peer does not answer", errno=errno.ETIMEDOUT)
                 self._channel.set_timeout(left)
                 if not self._fill():
-                    raise Error("TLS handshake failed: The TLS connection was non-properly terminated.", errno=errno.EIO)
+                    raise Error("TLS handshake failed: %s" % TORN, errno=errno.EIO)
         except ssl.SSLCertVerificationError as exc:
             self._tell()
             if "ostname mismatch" in str(exc) or "IP address mismatch" in str(exc):
@@ -320,19 +325,19 @@ class TlsChannel:
         return bool(count)
 
     def receive_into(self, view: memoryview, _whole: bool = False) -> int:
-        """Receive some bytes; 0 at the end."""
+        """Receive some bytes; 0 at the end. Raises OSError also where the end comes without a good-bye."""
         while True:
             with self._lock:
                 try:
                     return self.session.read(len(view), view)  # type: ignore[return-value]
                 except ssl.SSLWantReadError:
                     pass
-                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                except ssl.SSLZeroReturnError:
                     return 0
                 except ssl.SSLError as exc:
-                    raise OSError(errno.EIO, "Cannot read from TLS channel: %s" % _reason(exc)) from None
+                    raise OSError(errno.EIO, _reason(exc)) from None
             if not self._fill():
-                return 0
+                raise OSError(errno.EIO, TORN)
 
     def send(self, *parts: Buffer) -> None:
         """Send all of `parts`; one caller at a time."""

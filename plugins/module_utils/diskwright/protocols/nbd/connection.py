@@ -38,6 +38,8 @@ class Lost(Error):
 class Channel:
     """A connected socket; crypto/tls.py has the like for TLS."""
 
+    reading = "Unable to read from socket"  # how messages begin
+
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
 
@@ -131,7 +133,7 @@ class Negotiation:
             except BlockingIOError:
                 raise Lost("Failed to read %s: the server does not answer" % what, errno=errno.ETIMEDOUT) from None
             except OSError as exc:
-                raise Lost("Failed to read %s: Unable to read from socket: %s" % (what, exc.strerror or exc), errno=exc.errno) from exc
+                raise Lost("Failed to read %s: %s: %s" % (what, self.channel.reading, exc.strerror or exc), errno=exc.errno) from exc
             if not count:
                 raise Lost("Failed to read %s: %s" % (what, END), errno=errno.EINVAL)
             self.codec.receive(self._buffer[:count])
@@ -214,10 +216,7 @@ class Negotiation:
 
     def _optional(self, data: bytes) -> bool:
         """Whether the server accepts an option that may be done without."""
-        answer = self._ask(data)
-        if answer.code in (nbd.REP_ERR_TLS_REQD, nbd.REP_ERR_SHUTDOWN):
-            raise _refused(answer, "")
-        return answer.accepted
+        return self._ask(data).accepted
 
     def _take_contexts(self, wanted: str) -> None:
         contexts = self.codec.contexts
