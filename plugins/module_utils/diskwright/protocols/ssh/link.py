@@ -45,12 +45,16 @@ class Server(NamedTuple):
 
 
 class Judge(asyncssh.SSHClient):  # type: ignore[misc]
-    """Judges the host key where asyncssh has nothing to compare it with; `key` is the one that was refused."""
+    """Judges the host key where asyncssh has nothing to compare it with; `key` is the one that was refused. `met` says that
+    there was a connection."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.key: Any = None
-        self.lost: Optional[BaseException] = None
+        self.met = False
+
+    def connection_made(self, conn: Any) -> None:
+        self.met = True
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: Any) -> bool:
         self.key = key
@@ -105,22 +109,22 @@ class Link:
     # -- logging in ----------------------------------------------------------------------------------------------
 
     async def _connect(self, server: Server) -> None:
-        arguments: dict[str, Any] = {"host": server.host, "password_auth": False, "kbdint_auth": False, "client_factory": self._same_judge}
-        if server.port is not None:
-            arguments["port"] = server.port
+        place = {"host": server.host, "port": () if server.port is None else server.port}
+        arguments: dict[str, Any] = {**place, "config": (), "password_auth": False, "kbdint_auth": False, "client_factory": self._same_judge}
         if server.user is not None:
             arguments["username"] = server.user
         if server.mode != "known_hosts":
             arguments["known_hosts"] = None if server.mode == "none" else ([], [], [])
         try:
             options = asyncssh.SSHClientConnectionOptions(**arguments)
+            if server.mode == "known_hosts" and options.known_hosts is None:
+                # A configuration without such files is no reason to trust anybody.
+                options = asyncssh.SSHClientConnectionOptions(**arguments, known_hosts=([], [], []))
         except (asyncssh.Error, OSError, ValueError) as exc:
             raise Error("failed to parse ~/.ssh/config: %s" % exc) from exc
-        if server.mode == "known_hosts" and options.known_hosts is None:
-            options.known_hosts = ([], [], [])  # a configuration without such files is no reason to trust anybody
         self.user, self.host, self.port = options.username, options.host, options.port
         try:
-            self._connection = await asyncssh.connect(options.host, options.port, options=options)
+            self._connection = await asyncssh.connect(**place, options=options)
         except asyncssh.HostKeyNotVerifiable as exc:
             raise Error(self._verdict(server, options)) from exc
         except asyncssh.KeyExchangeFailed as exc:
@@ -130,7 +134,7 @@ class Link:
         except (asyncssh.Error, EOFError, ValueError) as exc:
             raise Error("failed to establish SSH session: %s" % told(exc)) from exc
         except OSError as exc:
-            raise Error(self._unreachable(exc)) from exc
+            raise Error("failed to establish SSH session: %s" % told(exc) if self._judge.met else self._unreachable(exc)) from exc
         try:
             self._sftp = await self._connection.start_sftp_client()
         except (asyncssh.Error, EOFError, ValueError) as exc:
@@ -281,7 +285,7 @@ class Link:
         """Close what is open, and end whatever is still being waited for."""
         try:
             if self._file is not None:
-                await asyncio.wait_for(self._file.close(), 2)
+                await asyncio.wait_for(self._file.close(), min(2.0, PATIENCE))
         finally:
             if self._sftp is not None:
                 self._sftp.exit()
