@@ -65,6 +65,7 @@ FLOORS = {
     "drawing": 12,
     "graph_file": 12,
     "graph_schema": 13,
+    "server": 13,
     "beside": 11,
     "temporary": 11,
     "image": 12,

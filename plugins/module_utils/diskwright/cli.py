@@ -51,6 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if name in ("", "-c", "-m", "__main__.py"):
         name = "diskwright"
     ui = UI(name, sys.stdout, sys.stderr, "POSIXLY_CORRECT" in os.environ)
+    ui.environment = os.environ
     sys.unraisablehook = _stop_later
     status = run(argv[1:], ui)
     setitimer(ITIMER_REAL, 0)  # the work is done: too late for _stop_later
@@ -136,6 +137,8 @@ def load(command: str) -> Any:
         from .commands import rebase as module
     elif command == "resize":
         from .commands import resize as module
+    elif command == "serve":
+        from .commands import serve as module
     elif command == "snapshot":
         from .commands import snapshot as module
     else:

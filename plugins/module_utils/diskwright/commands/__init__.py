@@ -25,5 +25,6 @@ SUMMARIES = {
     "measure": "compute how large an image file would be",
     "rebase": "give an image another backing file",
     "resize": "change the size of an image",
+    "serve": "export images over NBD",
     "snapshot": "list, make, apply or delete internal snapshots",
 }

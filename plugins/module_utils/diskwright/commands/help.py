@@ -71,6 +71,11 @@ EXAMPLES = {
         ("5 GiB more", "disk.qcow2 +5G"),
         ("down to 10 GiB: what is behind is lost", "--shrink disk.qcow2 10G"),
     ),
+    "serve": (
+        ("to the virtual machines of this host", "-k /run/disk.sock disk.qcow2"),
+        ("read-only, to everybody, by the name base", "-r -x base -b 0.0.0.0 -p 10809 base.qcow2"),
+        ("a copy that forgets what was written", "-s -k /run/disk.sock disk.qcow2"),
+    ),
     "snapshot": (
         ("keep the present content", "-c before-upgrade disk.qcow2"),
         ("go back to it", "-a before-upgrade disk.qcow2"),

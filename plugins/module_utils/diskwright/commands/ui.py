@@ -34,6 +34,7 @@ class UI:
         self.posixly_correct = posixly_correct
         self.quiet = False
         self.tracer: Optional[Tracer] = None  # what -T asks for
+        self.environment: Mapping[str, str] = {}  # the process's, for those that are told by it what to do (systemd's sockets)
         self.before: Optional[Callable[[], None]] = None  # called before anything is written: takes a progress bar away
 
     def write(self, text: str) -> None:

@@ -68,6 +68,34 @@ class Authorization:
         self._read = seen
 
 
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "emailAddress": "EMAIL",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "serialNumber": "serialNumber",
+    "stateOrProvinceName": "ST",
+    "userId": "UID",
+}
+
+
+def distinguished_name(certificate: Any) -> str:
+    """The subject of a certificate, as ssl.SSLSocket.getpeercert() gives it, in the form of RFC 4514; "" where there is none."""
+    parts = []
+    for names in (certificate or {}).get("subject", ()):
+        parts.append("+".join("%s=%s" % (_SHORT.get(key, key), escaped(value)) for key, value in names))
+    return ",".join(parts)
+
+
+def escaped(value: str) -> str:
+    """A value of a distinguished name."""
+    text = "".join("\\" + character if character in ',+"\\<>;' else character for character in value)
+    return "\\" + text if text[:1] in (" ", "#") else text
+
+
 def checked(values: dict[str, Any]) -> dict[str, Any]:
     """`values`, whose rules have what they need. Raises OptionError."""
     rules = values.get("rules", [])

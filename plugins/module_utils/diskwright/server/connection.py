@@ -9,6 +9,7 @@ go on with the next request meanwhile, up to MAX_IN_FLIGHT.
 from __future__ import annotations
 
 from threading import Lock, Thread
+from time import monotonic
 
 from ..errors import Error, ProtocolError
 from ..protocols.nbd import codec as nbd
@@ -39,6 +40,7 @@ class Connection:
         self.export: Optional[Export] = None
         self._codec = ServerCodec(tls=server.tls is not None)
         self._transmission: Optional[Transmission] = None
+        self._heads = memoryview(bytearray(RECEIVE))
         self._receiving = Lock()  # held by the thread that is next to receive a request
         self._counting = Lock()
         self._threads = 1
@@ -66,7 +68,7 @@ class Connection:
         try:
             self.stream.limit(self.server.handshake_seconds)
             if self._negotiate():
-                self.stream.limit(None)
+                self.stream.limit(0)
                 self._work()
         except Disconnected as exc:
             reason = str(exc)
@@ -147,12 +149,12 @@ class Connection:
             event = codec.next_event()
             if event is not None:
                 return event
-            data = self.stream.receive(max(RECEIVE, min(codec.missing, 1 << 16)))
-            if not data:
+            count = self.stream.receive_into(self._heads)
+            if not count:
                 if codec.buffered and not self._stopping:
                     raise Disconnected("the connection ended within a message")
                 return None
-            codec.receive(data)
+            codec.receive(self._heads[:count])
 
     # -- the negotiation -----------------------------------------------------------------------------------------
 
@@ -198,14 +200,13 @@ class Connection:
         if tls is None:
             self.stream.send(self._codec.refuse(option, nbd.REP_ERR_POLICY, "TLS not configured"))
             return
-        self.stream.send(self._codec.accept(option))
         plain = self.stream
-        plain._within()
-        session, identity = tls.accept(plain.socket)
-        self.stream = TlsStream(plain, session)
+        plain.send(self._codec.accept(option))
+        channel = tls.wrap(plain, monotonic() + plain.left())
+        self.stream = TlsStream(plain, channel)
         if self._stopping:
             raise Disconnected("")
-        self.server.admit(identity)
+        self.server.admit(channel)
         self._codec.tls = False
 
     def _flags(self, export: Export) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from threading import Condition, RLock
 from time import monotonic
 
+from ..bitmaps import all_bitmaps
 from ..errors import Error, OptionError, ReadOnly
 from ..hooks import ALL, CONSISTENT_READ, RESIZE, WRITE
 from ..protocols.nbd import codec as nbd
@@ -236,7 +237,7 @@ def _bitmap_context(root: Root, wanted: Union[str, Mapping[str, str]], writable:
     else:
         layers = [root.graph.find(str(wanted.get("node")))]
     for node in layers:
-        bitmap = next((bitmap for bitmap in node.bitmaps() or () if bitmap.name == name), None)
+        bitmap = next((bitmap for bitmap in all_bitmaps(node) if bitmap.name == name), None)
         if bitmap is not None:
             bitmap.check_usable()
             if bitmap.enabled and not writable and not node.read_only:

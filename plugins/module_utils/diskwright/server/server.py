@@ -9,10 +9,11 @@ import selectors
 import socket
 from threading import Condition, Thread
 from time import monotonic
-from typing import Any, Callable, Mapping, Optional, Protocol
+from typing import Any, Callable, Mapping, Optional
 
-from ..errors import Error, ProtocolError
-from .authorization import Authorization
+from ..crypto.tls import Credentials
+from ..errors import OptionError, ProtocolError
+from .authorization import Authorization, distinguished_name
 from .connection import Connection
 from .exports import ExportSet
 from .listeners import Listener, inherited, listen, peer_of
@@ -23,18 +24,13 @@ HANDSHAKE_SECONDS = 10
 DRAIN_SECONDS = 10  # that clients may take, when the server stops, to receive what they asked for
 
 
-class Credentials(Protocol):
-    """TLS for the server's side: `accept` does the handshake within the socket's timeout and gives the session and who the client is."""
-
-    def accept(self, sock: socket.socket) -> tuple[Any, str]: ...
-
-
 class NbdServer:
     """Serves `exports` on any number of sockets.
 
     max_connections    clients at a time, those in their handshake included; others wait to be accepted. 0: no limit
     handshake_seconds  for a client to get from connecting to its first request. 0: no limit
-    tls, authz         credentials that clients must use, and what decides by the client's identity
+    tls, authz         objects: credentials that clients must use, and what decides by the client's identity
+    objects            where they find others that they refer to
     said               told of what became of a client, a line for a person
     idle               called when the last client has gone
     """
@@ -43,16 +39,22 @@ class NbdServer:
         self,
         exports: ExportSet,
         *,
-        tls: Optional[Credentials] = None,
-        authz: Optional[Authorization] = None,
+        tls: Any = None,
+        authz: Any = None,
+        objects: Optional[Mapping[str, Any]] = None,
         max_connections: int = MAX_CONNECTIONS,
         handshake_seconds: float = HANDSHAKE_SECONDS,
         said: Optional[Callable[[str], None]] = None,
         idle: Optional[Callable[[], None]] = None,
     ) -> None:
+        """Raises OptionError, Error for objects that cannot be used."""
+        if authz is not None and tls is None:
+            raise OptionError("TLS authorization is not permitted without TLS credentials")
         self.exports = exports
-        self.tls = tls
-        self.authz = authz
+        self.tls = Credentials({**(objects or {}), tls.id: tls}, tls.id, "server") if tls is not None else None
+        if authz is not None and tls.type != "tls-creds-x509":
+            raise OptionError("TLS authorization needs certificates: credentials of the type tls-creds-x509")
+        self.authz = Authorization(authz) if authz is not None else None
         self.max_connections = max_connections
         self.handshake_seconds = handshake_seconds
         self.said = said
@@ -90,8 +92,11 @@ class NbdServer:
 
     def stop(self, seconds: Optional[float] = None) -> None:
         """Accept nobody any more, remove the sockets, and disconnect each client once what it has under way is done, or after so
-        many seconds (None: DRAIN_SECONDS)."""
-        self._stopping = True
+        many seconds (None: DRAIN_SECONDS). A second call does nothing."""
+        with self._changed:
+            if self._stopping:
+                return
+            self._stopping = True
         self._rouse()
         if self._thread is not None:
             self._thread.join()
@@ -117,10 +122,12 @@ class NbdServer:
 
     # -- for connections -----------------------------------------------------------------------------------------
 
-    def admit(self, identity: str) -> None:
-        """Raise ProtocolError unless the client that proved to be `identity` may use the server."""
-        if self.authz is not None and not self.authz.allows(identity):
-            raise ProtocolError("TLS x509 authz check for %s is denied" % identity)
+    def admit(self, channel: Any) -> None:
+        """Raise ProtocolError unless the client at the other end of this TlsChannel may use the server."""
+        if self.authz is not None:
+            name = distinguished_name(channel.session.getpeercert())
+            if not self.authz.allows(name):
+                raise ProtocolError("TLS x509 authz check for %s is denied" % name)
 
     def gone(self, connection: Connection, reason: str) -> None:
         """A client has been disconnected."""
@@ -190,6 +197,3 @@ class NbdServer:
             sock.close()
             return False
         return True
-
-
-__all__ = ["DRAIN_SECONDS", "HANDSHAKE_SECONDS", "MAX_CONNECTIONS", "Credentials", "Error", "NbdServer"]

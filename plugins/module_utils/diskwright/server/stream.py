@@ -13,11 +13,13 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Union
+    from typing import Any, Callable, Optional, Union
 
     Buffer = Union[bytes, bytearray, memoryview]
 
 STALL = 0.25  # seconds that a send waits in the kernel for a client that takes nothing; it is tried again then
+MAX_SECONDS = 1e9  # that is for ever
+LATE = "the handshake took too long"
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -25,65 +27,75 @@ class Disconnected(Exception):
     """The client has gone, or must go; its argument says why, where that is worth a word."""
 
 
-class Stream:
-    """A client's socket. All methods raise Disconnected once it has gone; only one thread at a time may send, and one receive."""
+def gone(exc: Exception) -> Disconnected:
+    """What is raised for what a socket says; that a client went without a word is none worth one."""
+    number = getattr(exc, "errno", None)
+    return Disconnected("" if number in _GONE else getattr(exc, "strerror", None) or str(exc))
 
-    tls = False
+
+class Stream:
+    """A client's socket. All methods raise Disconnected once it has gone; only one thread at a time may send, and one receive.
+
+    It is a channel in the sense of crypto/tls.py.
+    """
+
+    plain = True  # what is sent is what is on the wire
 
     def __init__(self, sock: socket.socket) -> None:
-        self.socket: Any = sock
-        self.until: Optional[float] = None  # when what it does must be over; see limit
+        self.sock = sock
+        self._until: Optional[float] = None
         self._closing = False
 
-    def limit(self, seconds: Optional[float]) -> None:
-        """All that follows must be over in so many seconds; None: no limit from now on."""
-        self.until = monotonic() + seconds if seconds else None
-        self.socket.settimeout(None)
-        if not seconds and not self.tls:
+    def limit(self, seconds: float) -> None:
+        """All that follows must be over in so many seconds; 0: no limit from now on."""
+        self._until = monotonic() + seconds if seconds else None
+        self.sock.settimeout(None)
+        if not seconds:
             whole, part = divmod(STALL, 1)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(part * 1e6)))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(part * 1e6)))
+
+    def set_timeout(self, seconds: float) -> None:
+        """For crypto/tls.py; `limit` has said it already."""
+
+    def left(self) -> float:
+        """Seconds until the limit. Raises Disconnected once it is over."""
+        if self._until is None:
+            return MAX_SECONDS
+        left = self._until - monotonic()
+        if left <= 0:
+            raise Disconnected(LATE)
+        return left
 
     def _within(self) -> None:
-        if self.until is not None:
-            left = self.until - monotonic()
-            if left <= 0:
-                raise Disconnected("the handshake took too long")
-            self.socket.settimeout(left)
+        if self._until is not None:
+            self.sock.settimeout(self.left())
 
-    def receive(self, most: int) -> bytes:
-        """Up to `most` bytes, as many as there are; b"" at the end."""
+    def receive_into(self, view: memoryview, whole: bool = False) -> int:
+        """Receive some bytes, with `whole` as many as there is room for where that is not much waiting; 0 at the end."""
         self._within()
         try:
-            data: bytes = self.socket.recv(most)
+            return self.sock.recv_into(view, 0, socket.MSG_WAITALL if whole else 0)
         except socket.timeout:
-            raise Disconnected("the handshake took too long") from None
+            raise Disconnected(LATE) from None
         except (OSError, ValueError) as exc:
-            raise Disconnected(str(exc)) from None
-        return data
+            raise gone(exc) from None
 
     def fill(self, view: memoryview) -> None:
         """Receive as many bytes as `view` has."""
-        try:
-            while len(view):
-                count = self._fill_some(view)
-                if not count:
-                    raise Disconnected("the connection ended within a request")
-                view = view[count:]
-        except (OSError, ValueError) as exc:
-            raise Disconnected(str(exc)) from None
+        while len(view):
+            count = self.receive_into(view, True)
+            if not count:
+                raise Disconnected("the connection ended within a request")
+            view = view[count:]
 
-    def _fill_some(self, view: memoryview) -> int:
-        count: int = self.socket.recv_into(view, len(view), socket.MSG_WAITALL)
-        return count
-
-    def send(self, head: Buffer, data: Buffer = b"") -> None:
-        """Send all of `head` and `data`."""
+    def send(self, *data: Buffer) -> None:
+        """Send all of `data`."""
         self._within()
+        parts = [memoryview(part) for part in data if len(part)]
         try:
-            parts = [memoryview(head), memoryview(data)] if len(data) else [memoryview(head)]
             while parts:
                 try:
-                    count = self.socket.sendmsg(parts)
+                    count = self.sock.sendmsg(parts)
                 except (BlockingIOError, socket.timeout):
                     self.wait()
                     continue
@@ -92,29 +104,28 @@ class Stream:
                 if parts and count:
                     parts[0] = parts[0][count:]
         except (OSError, ValueError) as exc:
-            raise Disconnected(str(exc)) from None
+            raise gone(exc) from None
 
     def send_first(self, head: Buffer) -> None:
         """Send `head`; more follows at once."""
         try:
-            if self.socket.send(head, socket.MSG_MORE) == len(head):
-                return
+            sent = self.sock.send(head, socket.MSG_MORE)
         except BlockingIOError:
-            self.send(head)
-            return
+            sent = 0
         except (OSError, ValueError) as exc:
-            raise Disconnected(str(exc)) from None
-        raise Disconnected("a header was cut")
+            raise gone(exc) from None
+        if sent < len(head):
+            self.send(memoryview(head)[sent:])
 
     def send_file(self, fd: int, offset: int, length: int) -> Optional[int]:
         """Send bytes of a file: how many were sent, 0 at its end, None while the client takes nothing. OSError is the file's."""
         try:
-            return os.sendfile(self.socket.fileno(), fd, offset, length)
+            return os.sendfile(self.sock.fileno(), fd, offset, length)
         except BlockingIOError:
             return None
         except OSError as exc:
             if exc.errno in _GONE:
-                raise Disconnected(str(exc)) from None
+                raise gone(exc) from None
             raise
 
     def wait(self) -> None:
@@ -123,7 +134,7 @@ class Stream:
         if self._closing:
             raise Disconnected("")
         poll = select.poll()
-        poll.register(self.socket.fileno(), select.POLLOUT)
+        poll.register(self.sock.fileno(), select.POLLOUT)
         poll.poll(STALL * 1000)
 
     def end_receiving(self) -> None:
@@ -137,41 +148,52 @@ class Stream:
 
     def _shutdown(self, how: int) -> None:
         try:
-            socket.socket.shutdown(self.socket, how)
-        except (OSError, ValueError):
+            self.sock.shutdown(how)
+        except OSError:
             pass  # it has gone already
 
     def close(self) -> None:
         """Close the socket."""
-        try:
-            self.socket.close()
-        except OSError:
-            pass
+        self.sock.close()
 
 
 class TlsStream(Stream):
-    """A client's socket after STARTTLS: one thread does all, since a TLS session is one state for both ways."""
+    """A client's socket after STARTTLS: `channel` is a TlsChannel over the plain stream, which keeps the limits."""
 
-    tls = True
+    plain = False
 
-    def __init__(self, plain: Stream, session: Any) -> None:
-        super().__init__(session)
-        self.until = plain.until
+    def __init__(self, below: Stream, channel: Any) -> None:
+        super().__init__(below.sock)
+        self._below = below
+        self._channel = channel
 
-    def _fill_some(self, view: memoryview) -> int:
-        count: int = self.socket.recv_into(view, len(view))
+    def limit(self, seconds: float) -> None:
+        self._below.limit(seconds)
+
+    def receive_into(self, view: memoryview, whole: bool = False) -> int:
+        count: int = self._guard(self._channel.receive_into, view)
         return count
 
-    def send(self, head: Buffer, data: Buffer = b"") -> None:
-        self._within()
+    def send(self, *data: Buffer) -> None:
+        self._guard(self._channel.send, *[part for part in data if len(part)])
+
+    def _guard(self, method: Callable[..., Any], *args: Any) -> Any:
         try:
-            if len(data) <= 16384:
-                self.socket.sendall(bytes(head) + bytes(data))
-            else:
-                self.socket.sendall(head)
-                self.socket.sendall(data)
+            return method(*args)
         except (OSError, ValueError) as exc:
-            raise Disconnected(str(exc)) from None
+            raise gone(exc) from None
 
     def send_first(self, head: Buffer) -> None:
         self.send(head)
+
+    def shut(self) -> None:
+        self._below.shut()
+
+    def close(self) -> None:
+        if not self._below._closing:
+            try:
+                self._below.limit(STALL)
+                self._channel.close()
+            except (Disconnected, OSError, ValueError):
+                pass
+        self._below.close()

@@ -73,7 +73,7 @@ class Buffer:
 
 
 class Transmission:
-    """Does one client's requests for one export; several threads may call `do` at once, unless the client is under TLS."""
+    """Does one client's requests for one export; several threads may call `do` at once."""
 
     def __init__(self, codec: ServerCodec, stream: Stream, export: Export) -> None:
         self._codec = codec
@@ -99,7 +99,7 @@ class Transmission:
 
     def overlaps(self, request: Request) -> bool:
         """Whether the next request should be begun before this one is done."""
-        return not self._stream.tls and not request.error and (self._seconds > SLOW or request.command in (nbd.CMD_FLUSH, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES))
+        return not request.error and (self._seconds > SLOW or request.command in (nbd.CMD_FLUSH, nbd.CMD_TRIM, nbd.CMD_WRITE_ZEROES))
 
     def take_payload(self, request: Request, buffer: Buffer) -> bool:
         """Receive what a write brings with it; False if that is more than the buffer holds: `do` takes it piece by piece then."""
@@ -138,7 +138,7 @@ class Transmission:
             return
         began = perf_counter_ns()
         self._reads += 1
-        direct = not self._stream.tls and self._seconds <= SLOW and self._reads % SAMPLE != 0
+        direct = self._stream.plain and self._seconds <= SLOW and self._reads % SAMPLE != 0
         pieces = [(offset, left, False)] if not codec.structured or request.flags & nbd.FLAG_DF else self._plan(offset, left)
         for number, (start, length, hole) in enumerate(pieces):
             done = number == len(pieces) - 1
