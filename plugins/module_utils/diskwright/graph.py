@@ -91,6 +91,7 @@ class Graph:
         described = getattr(objects, "described", None)  # a command line has descriptions too, of nodes that are opened once somebody names them
         self.declared: dict[str, Mapping[str, Any]] = {str(spec["node-name"]): spec for spec in (described() if described else ())}
         self.gate: Any = None  # what holds requests back; see root.py
+        self.notify: Optional[Callable[[str, dict[str, Any]], None]] = None  # told what nodes report; see Hooks.report
         self.lock = RLock()  # held while nodes are added, removed or given to other users
         self._numbers = count()
         self._taken: set[str] = set()  # names of nodes that are being opened

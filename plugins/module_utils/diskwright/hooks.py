@@ -350,6 +350,12 @@ class Hooks:
         """The files that this image names and needs; graph.py opens them and calls attach."""
         return []
 
+    def report(self, event: str, **data: Any) -> None:
+        """Tell whoever watches the graph of something that happened to the node; see jobs/events.py."""
+        notify = getattr(getattr(self, "graph", None), "notify", None)
+        if notify is not None:
+            notify(event, data)
+
     def attach(self, role: str, child: Node) -> None:
         """Take a child that a Reference named, or another one in place of a child; for graph.py."""
         self.children[role] = child

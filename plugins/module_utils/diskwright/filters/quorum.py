@@ -16,7 +16,7 @@ from ..options import Options, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Iterator
+    from typing import Any, Callable, Iterable, Iterator, Optional
 
     from ..node import OpenFlags
     from ..options import NodeRefs
@@ -65,7 +65,25 @@ class Quorum(Node):
 
     def attach(self, role: str, child: Node) -> None:
         super().attach(role, child)
-        self.members[int(role.rpartition(".")[2])] = child
+        self.members = self._present()
+
+    def detach(self, role: str) -> None:
+        super().detach(role)
+        self.members = self._present()
+
+    def _present(self) -> list[Node]:
+        numbers = sorted(int(role.rpartition(".")[2]) for role in self.children)
+        return [self.children["children.%d" % number] for number in numbers]
+
+    def new_role(self) -> str:
+        """The role of one more child."""
+        numbers = [int(role.rpartition(".")[2]) for role in self.children]
+        return "children.%d" % (max(numbers) + 1)
+
+    def check_leaving(self) -> None:
+        """Raise Error if no child may go."""
+        if len(self.members) <= self.threshold:
+            raise Error("The number of children cannot be lower than the vote threshold %d" % self.threshold)
 
     @property
     def size(self) -> int:
@@ -103,18 +121,35 @@ class Quorum(Node):
                 answers.setdefault(member.pread(host_offset, len(view)), []).append(member)
             except (Error, OSError) as exc:
                 failure = exc
+                self._tell_of(member, "read", host_offset, len(view), exc)
         if not answers:
+            self._tell_of(None, "read", host_offset, len(view))
             raise failure
         content, winners = max(answers.items(), key=lambda answer: len(answer[1]))
         if len(winners) < self.threshold:
             if self.verify and len(answers) == 2:
                 self._tell_difference(host_offset, *answers)
+            self._tell_of(None, "read", host_offset, len(view))
             raise self._failure(errno.EIO)
         view[:] = content
+        for losers in (found for found in answers.values() if found is not winners):
+            for member in losers:
+                self._tell_of(member, "read", host_offset, len(view))
         if self.rewrite and not self.read_only and len(answers) > 1:
             for member in self.members:
                 if member not in winners:
                     member.pwrite(host_offset, content)
+
+    def _tell_of(self, member: Optional[Node], what: str, offset: int, length: int, failure: Optional[BaseException] = None) -> None:
+        """Report a member that is wrong, or None: that too few agree."""
+        place = {"sector_num": offset // 512, "sectors_count": -(-(offset + length) // 512) - offset // 512}
+        if member is None:
+            self.report("QUORUM_FAILURE", reference=self.name, **place)
+        elif failure is None:
+            self.report("QUORUM_REPORT_BAD", type=what, node_name=member.name, **place)
+        else:
+            reason = getattr(failure, "strerror", None) or str(failure)
+            self.report("QUORUM_REPORT_BAD", type=what, error=reason, node_name=member.name, **place)
 
     def _read_first(self, host_offset: int, view: memoryview) -> None:
         for index, member in enumerate(self.members):
@@ -137,7 +172,7 @@ class Quorum(Node):
 
         return Error("%s: %s" % (self.filename, os.strerror(number)), filename=self.filename, errno=number)
 
-    def _on_all(self, action: Callable[[Node], Any]) -> None:
+    def _on_all(self, action: Callable[[Node], Any], offset: int, length: int) -> None:
         """Do something to all members; it is done where enough of them could."""
         failures: list[BaseException] = []
         for member in self.members:
@@ -145,12 +180,14 @@ class Quorum(Node):
                 action(member)
             except (Error, OSError) as exc:
                 failures.append(exc)
+                self._tell_of(member, "write", offset, length, exc)
         if len(self.members) - len(failures) < self.threshold:
+            self._tell_of(None, "write", offset, length)
             raise failures[0]
 
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
-        self._on_all(lambda member: member.pwrite(host_offset, view))
+        self._on_all(lambda member: member.pwrite(host_offset, view), host_offset, len(view))
 
     def _zero(self, offset: int, length: int, unmap: bool) -> tuple[int, int]:
-        self._on_all(lambda member: member.pwrite_zeroes(offset, length, unmap))
+        self._on_all(lambda member: member.pwrite_zeroes(offset, length, unmap), offset, length)
         return offset, length

@@ -33,6 +33,7 @@ class Live:
         self.jobs = Jobs(self.events)
         self.lock = self.jobs.lock
         self.quit = quit
+        graph.notify = lambda name, data: self.events.emit(name, **data)
         self.exports = exports
         self.server: Any = None  # the NBD server that nbd-server-start made
         self._users: dict[str, list[tuple[str, bool]]] = {}  # node-name -> kinds of the jobs at work, and whether they share it

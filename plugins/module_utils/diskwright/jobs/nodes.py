@@ -93,21 +93,26 @@ def change_children(live: Live, parent: str, child: Optional[str], node: Optiona
         if child is None and node is None:
             raise OptionError("Either child or node must be specified")
         if child is not None and node is not None:
-            raise OptionError("child and node are mutually exclusive")
-        change = getattr(owner, "add_child" if node is not None else "remove_child", None)
+            raise OptionError("The parameters child and node are in conflict")
+        new_role = getattr(owner, "new_role", None)
         if node is not None:
             added = live.node(node)
-            if change is None:
+            if new_role is None:
                 raise Unsupported("The node %s does not support adding a child" % parent)
+            if added.parents:
+                raise Error("The node %s already has a parent" % node)
+            if added.size != owner.size:
+                raise Error("The node %s is of another size" % node)
             with live.graph.drained():
-                change(added)
+                live.graph.set_child(owner, new_role(), added)
             return
         if child not in owner.children:
             raise Error("Node '%s' does not have child '%s'" % (parent, child))
-        if change is None:
+        if new_role is None:
             raise Unsupported("The node %s does not support removing a child" % parent)
         with live.graph.drained():
-            change(child)
+            owner.check_leaving()  # type: ignore[attr-defined]
+            live.graph.set_child(owner, str(child), None)
 
 
 def add_object(live: Live, values: Mapping[str, Any]) -> None:

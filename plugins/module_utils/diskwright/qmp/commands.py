@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from .. import __version__
+from ..description import read_node
 from ..errors import Error, OptionError
 from ..jobs import backup, commit, creation, dirty, exports, mirror, nodes, queries, snapshots, stream, transaction
 from ..options import Options, opt
@@ -161,10 +162,7 @@ def version() -> dict[str, Any]:
 
 
 def _blockdev_add(live: Live, values: dict[str, Any]) -> None:
-    from .descriptions import check
-
-    check(values)
-    nodes.add(live, values)
+    nodes.add(live, read_node(values, True))
 
 
 def _reopen(live: Live, given: Reopen) -> None:

@@ -72,6 +72,7 @@ class Qcow2(Format):
         self._overlap: Optional[Overlap] = None
         self._bitmaps: Optional[BitmapSet] = None  # None: it has none
         self._found_bitmaps: Optional[BitmapSet] = None  # as they were when the image was opened for writing
+        self._told_corrupt = False
         self._written = False  # so bitmaps that are in use cannot be what they were
         self.encryption: Optional[Encryption] = None
         self.stores_bitmaps = header.version >= 3
@@ -245,7 +246,11 @@ class Qcow2(Format):
 
     def corrupt(self, what: str, fatal: bool = True) -> Corrupt:
         """The error for a broken image, in QEMU's words; marks a writable image as corrupt unless not `fatal`."""
-        if self.read_only or not fatal:
+        fatal = fatal and not self.read_only
+        if not self._told_corrupt and not (fatal and self.header.incompatible_features & layout.CORRUPT):
+            self._told_corrupt = True
+            self.report("BLOCK_IMAGE_CORRUPTED", device="", node_name=self.name, msg=what, fatal=fatal)
+        if not fatal:
             return Corrupt(
                 "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed" % what, filename=self.filename, errno=EIO
             )
