@@ -69,6 +69,8 @@ FLOORS = {
     "beside": 11,
     "temporary": 11,
     "image": 12,
+    "jobs": 14,
+    "qmp": 15,
     "commands": 14,
     "cli": 15,
     "__main__": 16,

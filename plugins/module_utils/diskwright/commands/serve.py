@@ -356,7 +356,7 @@ def _listen(serve: Serve, given: spec.Given, ui: UI) -> None:
 def _take_commands(serve: Serve, addresses: Sequence[str]) -> None:
     """Let QMP clients in."""
     qmp = part(__package__, ".qmp.monitor")  # which uses commands itself
-    live = part(__package__, ".jobs.live").Live(serve.graph, serve.exports, quit=serve.stop)
+    live = part(__package__, ".jobs.live").Live(serve.graph, serve.exports, on_quit=serve.stop)
     live.server = serve.servers[0] if serve.servers else None
     part(__package__, ".jobs.exports").watch(live)
     monitor = qmp.Monitor(live)

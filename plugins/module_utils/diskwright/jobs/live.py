@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """`quit` is called, from whatever thread, when somebody asks for the end; see exports.py for `exports` and `serve`."""
+    """`on_quit` is called, from whatever thread, when somebody asks for the end; see exports.py for `exports` and `serve`."""
 
-    def __init__(self, graph: Graph, exports: Any = None, quit: Optional[Callable[[], None]] = None) -> None:
+    def __init__(self, graph: Graph, exports: Any = None, on_quit: Optional[Callable[[], None]] = None) -> None:
         self.graph = graph
         self.events = Events()
         self.jobs = Jobs(self.events)
         self.lock = self.jobs.lock
-        self.quit = quit
+        self.on_quit = on_quit
         graph.notify = lambda name, data: self.events.emit(name, **data)
         self.exports = exports
         self.server: Any = None  # the NBD server that nbd-server-start made

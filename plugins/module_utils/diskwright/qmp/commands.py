@@ -213,8 +213,8 @@ def _set_active(live: Live, given: SetActive) -> None:
 
 
 def _quit(live: Live, _given: Any) -> None:
-    if live.quit is not None:
-        live.quit()
+    if live.on_quit is not None:
+        live.on_quit()
 
 
 def _find_block(live: Live, name: str) -> Any:
