@@ -51,20 +51,29 @@ PROTOCOLS: dict[str, str] = {
     "file": "protocols.file:File",
     "ftp": "protocols.url:Ftp",
     "ftps": "protocols.url:Ftps",
+    "gluster": "protocols.gluster:Gluster",
+    "host_cdrom": "protocols.file.cdrom:HostCdrom",
     "host_device": "protocols.file.device:HostDevice",
     "http": "protocols.url:Http",
     "https": "protocols.url:Https",
+    "io_uring": "protocols.blkio:IoUring",
     "iscsi": "protocols.iscsi:Iscsi",
     "nbd": "protocols.nbd.driver:Nbd",
     "nfs": "protocols.nfs:Nfs",
-    "null-co": "protocols.null:NullCo",
     "null-aio": "protocols.null:NullAio",
+    "null-co": "protocols.null:NullCo",
+    "nvme": "protocols.nvme:Nvme",
+    "nvme-io_uring": "protocols.blkio:NvmeIoUring",
+    "rbd": "protocols.rbd:Rbd",
     "ssh": "protocols.ssh:Ssh",
+    "virtio-blk-vfio-pci": "protocols.blkio:VirtioBlkVfioPci",
+    "virtio-blk-vhost-user": "protocols.blkio:VirtioBlkVhostUser",
+    "virtio-blk-vhost-vdpa": "protocols.blkio:VirtioBlkVhostVdpa",
     "vvfat": "protocols.vvfat:Vvfat",
 }
 
 # What stands in front of a file name where it is not the driver's own name.
-PREFIXES = {"fat": "vvfat", "iser": "iscsi", "nbd+tcp": "nbd", "nbd+unix": "nbd"}
+PREFIXES = {"fat": "vvfat", "gluster+tcp": "gluster", "gluster+unix": "gluster", "iser": "iscsi", "nbd+tcp": "nbd", "nbd+unix": "nbd"}
 
 # Drivers whose own name stands in front of no file name.
 UNNAMED = ("vvfat",)
@@ -84,11 +93,11 @@ FILTERS: dict[str, str] = {
 # The filters that stand in front of a file name as protocols do.
 PREFIXED = ("blkverify",)
 
-# Every name that an image may give for the format of its backing file: the drivers of qemu-img 10.0.2, there or not.
+# Every name that an image may give for the format of its backing file: the drivers of qemu-img 10.0.2, also those of libblkio, there or not.
 KNOWN = (
     "blkdebug blklogwrites blkreplay blkverify bochs cloop compress copy-before-write copy-on-read dmg file ftp ftps gluster host_cdrom "
-    "host_device http https iscsi luks nbd nfs null-aio null-co nvme parallels preallocate qcow qcow2 qed quorum raw rbd replication "
-    "snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat"
+    "host_device http https io_uring iscsi luks nbd nfs null-aio null-co nvme nvme-io_uring parallels preallocate qcow qcow2 qed quorum raw rbd replication "
+    "snapshot-access ssh throttle vdi vhdx virtio-blk-vfio-pci virtio-blk-vhost-user virtio-blk-vhost-vdpa vmdk vpc vvfat"
 )
 
 

@@ -136,14 +136,33 @@ def protocol_prefix(filename: str) -> Optional[str]:
 
 
 def file_driver(path: str) -> str:
-    """host_device for a block or character device, else file."""
+    """host_cdrom for an optical drive, host_device for another block or character device, else file."""
     import stat
 
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return "file"
+    if stat.S_ISBLK(mode) and _is_optical(path):
+        return "host_cdrom"
     return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
+
+
+def _is_optical(path: str) -> bool:
+    """Whether the block device at `path` tells of a medium in it, as drives for optical discs do (CDROM_DRIVE_STATUS)."""
+    from fcntl import ioctl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        ioctl(fd, 0x5326, 0x7FFFFFFF)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _parse_json(filename: str) -> dict[str, Any]:
