@@ -132,6 +132,8 @@ def read_node(spec: Any, typed: bool, path: str = "", depth: int = 0) -> dict[st
     result["driver"] = driver
     shape = {**GENERIC, **shape_of(drivers.lookup(driver))}
     read_shape(shape, rest, result, typed, path, depth)
+    if "node-name" in result:
+        check_node_name(result["node-name"])
     return result
 
 
@@ -193,7 +195,11 @@ def read_value(field: Field, value: Any, typed: bool, name: str, depth: int = 0)
             raise OptionError("Invalid parameter type for '%s', expected: array" % name)
         one = declare("NodeRef", "")
         return [read_value(one, item, typed, "%s[%d]" % (name, index), depth) for index, item in enumerate(value)]
-    if kind == "Words":
+    if kind == "ServerList":
+        if not isinstance(value, (list, tuple)):
+            raise OptionError("Invalid parameter type for '%s', expected: array" % name)
+        return [_read_texts(item, "%s[%d]" % (name, index)) for index, item in enumerate(value)]
+    if kind in ("Words", "TextList"):
         if not isinstance(value, (list, tuple)):
             raise OptionError("Invalid parameter type for '%s', expected: array" % name)
         one = declare("str", "")
@@ -213,6 +219,13 @@ def read_value(field: Field, value: Any, typed: bool, name: str, depth: int = 0)
     if field.choices and value not in field.choices:
         raise OptionError("Parameter '%s' does not accept value '%s'" % (name, value), hint=nearest(value, field.choices))
     return value
+
+
+def _read_texts(value: Any, name: str) -> dict[str, str]:
+    """A mapping of texts: the address of a server, one of several."""
+    if not isinstance(value, dict):
+        raise OptionError("Invalid parameter type for '%s', expected: object" % name)
+    return {key: read_value(declare("str", ""), item, True, "%s.%s" % (name, key)) for key, item in value.items()}
 
 
 def _read_integer(kind: str, value: Any, typed: bool, name: str) -> int:
@@ -266,8 +279,7 @@ def check_blockdevs(
     QEMU's words for the first mistake, with a hint.
     """
     for spec in specs:
-        if spec.get("node-name") is None:
-            raise OptionError("'node-name' must be specified for the root node")
+        check_root(spec)
     every = list(all_nodes(specs))
     names = _check_names(every, known)
     check_cycles(specs)
@@ -284,6 +296,13 @@ def check_blockdevs(
     for item in every:
         check_objects(item, objects)
     check_permissions(in_order(specs), exports)
+
+
+def check_root(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The description of a node that no other one describes; raises OptionError if it has no name."""
+    if spec.get("node-name") is None:
+        raise OptionError("'node-name' must be specified for the root node")
+    return spec
 
 
 def all_nodes(specs: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -304,7 +323,6 @@ def _check_names(nodes: Iterable[Mapping[str, Any]], known: Iterable[str]) -> se
     for spec in nodes:
         name = spec.get("node-name")
         if name is not None:
-            check_node_name(name)
             if name in names:
                 raise OptionError("Duplicate nodes with node-name='%s'" % name)
             names.add(name)

@@ -12,7 +12,7 @@ The order does not matter. JSON needs nothing; YAML needs the package ruamel.yam
 
 from __future__ import annotations
 
-from .description import MAX_NODES, Group, check_blockdevs, declare, in_order, nearest, read_node, read_shape
+from .description import MAX_NODES, Group, check_blockdevs, check_root, declare, in_order, nearest, read_node, read_shape
 from .errors import OptionError, Unsupported
 from .objects import UserObject, make_object, throttle_limits
 from .options import MAX_NESTING, flatten, nest
@@ -212,7 +212,7 @@ def parse(raw: Any, path: str, lenient: bool = False) -> GraphDescription:
         if found.id in result.objects:
             raise OptionError("%s: attempt to add duplicate property '%s' to object (type 'container')" % (path, found.id), filename=path)
         result.objects[found.id] = found
-    result.blockdevs = _each(raw, "blockdevs", path, lambda value: read_node(nest(value) if lenient else value, not lenient))
+    result.blockdevs = _each(raw, "blockdevs", path, lambda value: check_root(read_node(nest(value) if lenient else value, not lenient)))
     result.exports = _each(raw, "exports", path, lambda value: _read(EXPORT, value, lenient))
     if raw.get("nbd-server") is not None:
         server = _each({"nbd-server": [raw["nbd-server"]]}, "nbd-server", path, lambda value: _read(SERVER, value, lenient))

@@ -131,6 +131,11 @@ def complete(objects: Mapping[str, UserObject], name: str) -> None:
         part(__package__, "crypto.tls", "object type '%s'" % found.type).Credentials(objects, name, properties.get("endpoint", "client"))
 
 
+def limits_shape() -> list[str]:
+    """The names of all limits of a throttle group."""
+    return list(_LIMITS)
+
+
 def throttle_limits(properties: Mapping[str, Any]) -> dict[str, int]:
     """The limits of a throttle group, by their stable names: `limits` with the old x- spellings laid under it."""
     limits = {key[2:]: value for key, value in properties.items() if key.startswith("x-")}
