@@ -12,6 +12,8 @@ from io import BytesIO
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.diskwright.images.plugins.modules.seed_image import ARGUMENTS
+
 ATTRIBUTES = ("mode", "owner", "group", "seuser", "serole", "selevel", "setype", "attributes", "unsafe_writes")
 MAX_SEED = 16 << 20  # bytes; a seed is a few files of text
 MAX_LABEL = 32  # bytes, of an ISO 9660 volume
@@ -25,13 +27,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
-        spec = {
-            "path": {"type": "path", "required": True},
-            "files": {"type": "dict", "required": True},
-            "label": {"type": "str", "default": "cidata"},
-            "replace": {"type": "bool", "default": False},
-            **{name: {"type": "raw"} for name in ATTRIBUTES},
-        }
+        spec = {**ARGUMENTS, **{name: {"type": "raw"} for name in ATTRIBUTES}}
         args = self.validate_argument_spec(argument_spec=spec)[1]
         wanted = _checked(args["files"], args["label"])
         found = self._present(args["path"], args["replace"], task_vars)

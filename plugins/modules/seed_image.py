@@ -81,6 +81,16 @@ EXAMPLES = r"""
       user-data: |
         #cloud-config
         ssh_pwauth: false
+
+- name: A config drive
+  diskwright.images.seed_image:
+    path: /var/lib/images/db-config.iso
+    label: config-2
+    files:
+      openstack/latest/meta_data.json: "{{ {'uuid': 'db', 'hostname': 'db'} | to_json }}"
+      openstack/latest/user_data: |
+        #!/bin/sh
+        echo hello
 """
 
 RETURN = r"""
@@ -101,3 +111,12 @@ files:
   elements: str
   sample: [meta-data, user-data]
 """
+
+# what the action plugin takes, besides the attributes of files
+ARGUMENTS = {
+    "path": {"type": "path", "required": True},
+    "files": {"type": "dict", "required": True},
+    "label": {"type": "str", "default": "cidata"},
+    "replace": {"type": "bool", "default": False},
+    "mode": {"type": "raw"},
+}

@@ -35,7 +35,8 @@ def test_a_module_is_described_as_it_is(name):
             for field in ("type", "default", "choices", "required", "elements", "aliases"):
                 assert options[key]["suboptions"][inner].get(field) == suboption.get(field), (key, inner, field)
         assert set(options[key].get("suboptions", {})) == set(argument.get("options", {}))
-    assert {"plan", "diskwright"} - set(yaml.safe_load(module.RETURN)) <= ({"plan"} if name.endswith("_info") else set())
+    if name != "seed_image":  # whose work is done on the controller
+        assert {"plan", "diskwright"} - set(yaml.safe_load(module.RETURN)) <= ({"plan"} if name.endswith("_info") else set())
 
 
 @pytest.mark.parametrize("name", MODULES)
