@@ -223,6 +223,7 @@ def prepare_backup(live: Live, options: BackupOptions) -> BackupJob:
     source = live.node(options.device)
     target = live.node(options.target)
     options = _checked(options)
+    found = _bitmap(live, source, options)
     if source is target:
         raise OptionError("Source and target cannot be the same")
     live.check_free(source, below=True, shared=True)
@@ -231,7 +232,6 @@ def prepare_backup(live: Live, options: BackupOptions) -> BackupJob:
         raise Unsupported("Compression is not supported for this drive %s" % target.name)
     if source.size != target.size:
         raise Error("Source and target image have different sizes")
-    found = _bitmap(live, source, options)
     job = BackupJob(live, options, source, target, found)
     begin(live, job, job.begin)
     return job

@@ -287,8 +287,8 @@ def _remove_stale(path: str) -> None:
 
 
 def parse_address(text: str) -> dict[str, Any]:
-    """The address that --qmp names: "unix:PATH", "tcp:HOST:PORT", or a path with a slash; options of QEMU behind a comma are accepted where they
-    are the case (server=on, wait=off). Raises OptionError."""
+    """The address that --qmp names: "unix:PATH" or a path with a slash, "HOST:PORT" or "tcp:HOST:PORT"; options of QEMU behind a comma are
+    accepted where they are the case (server=on, wait=off). Raises OptionError."""
     place, _comma, rest = text.partition(",")
     for word in rest.split(",") if rest else ():
         if word not in ("server", "server=on", "wait=off", "nowait"):
@@ -297,9 +297,10 @@ def parse_address(text: str) -> dict[str, Any]:
     if kind == "unix" and colon and name:
         return {"type": "unix", "path": name}
     if kind in ("tcp", "inet") and colon:
-        host, colon, port = name.rpartition(":")
-        if colon and port.isdecimal() and int(port) < 1 << 16:
-            return {"type": "inet", "host": host.strip("[]"), "port": port}
-    elif "/" in place:
+        place = name
+    host, colon, port = place.rpartition(":")
+    if colon and "/" not in place and port.isdecimal() and int(port) < 1 << 16:
+        return {"type": "inet", "host": host.strip("[]"), "port": port}
+    if "/" in place:
         return {"type": "unix", "path": place}
-    raise OptionError("'%s' is no address: unix:PATH or tcp:HOST:PORT" % text)
+    raise OptionError("'%s' is no address: unix:PATH or HOST:PORT" % text)
