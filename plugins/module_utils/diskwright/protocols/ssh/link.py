@@ -27,6 +27,7 @@ except ImportError as exc:
 PATIENCE = 60.0  # seconds that the server may take for one request, or for all of logging in
 BLOCK = 256 << 10  # bytes; no request asks for more
 SMALL_BLOCK = 32 << 10  # bytes that every server takes
+FAST_CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # rather than the others: twice as fast, and as good
 DEPTH = 64  # requests under way for one read or write
 LIBSSH = "SFTP server: %s (libssh error code: 1, sftp error code: %d)"  # what QEMU makes of a server's answer
 NO_AUTH = "failed to authenticate using publickey authentication and the identities held by your ssh-agent"
@@ -117,6 +118,9 @@ class Link:
             arguments["known_hosts"] = None if server.mode == "none" else ([], [], [])
         try:
             options = asyncssh.SSHClientConnectionOptions(**arguments)
+            if not options.config.get("Ciphers"):
+                arguments["encryption_algs"] = FAST_CIPHERS
+                options = asyncssh.SSHClientConnectionOptions(**arguments)
             if server.mode == "known_hosts" and options.known_hosts is None:
                 # A configuration without such files is no reason to trust anybody.
                 options = asyncssh.SSHClientConnectionOptions(**arguments, known_hosts=([], [], []))
@@ -133,6 +137,8 @@ class Link:
             raise Error(NO_AUTH) from exc
         except (asyncssh.Error, EOFError, ValueError) as exc:
             raise Error("failed to establish SSH session: %s" % told(exc)) from exc
+        except asyncio.TimeoutError as exc:  # the configuration's ConnectTimeout
+            raise Error("Failed to connect to '%s:%d': Connection timed out" % (self.host, self.port)) from exc
         except OSError as exc:
             raise Error("failed to establish SSH session: %s" % told(exc) if self._judge.met else self._unreachable(exc)) from exc
         try:
@@ -274,31 +280,35 @@ class Link:
         if self._loop.is_closed():
             return
         try:
-            asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(5)
-        except (Late, CancelledError, OSError, asyncssh.Error):
-            pass  # the server has nothing more to say
+            asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(10)
+        except (Late, CancelledError):
+            pass  # a task that does not let itself be cancelled
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _leave(self) -> None:
         """Close what is open, and end whatever is still being waited for."""
-        try:
-            if self._file is not None:
-                await asyncio.wait_for(self._file.close(), min(2.0, PATIENCE))
-        finally:
-            if self._sftp is not None:
-                self._sftp.exit()
-            if self._connection is not None:
-                self._connection.close()
-                try:
-                    await asyncio.wait_for(self._connection.wait_closed(), 1)
-                except asyncio.TimeoutError:
-                    self._connection.abort()
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+        if self._file is not None:
+            await _for_a_while(self._file.close())
+        if self._sftp is not None:
+            self._sftp.exit()
+        if self._connection is not None:
+            self._connection.close()
+            await _for_a_while(self._connection.wait_closed())
+            self._connection.abort()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _for_a_while(farewell: Coroutine[Any, Any, Any]) -> None:
+    """Wait for the answer to a farewell, which need not come."""
+    try:
+        await asyncio.wait_for(farewell, min(2.0, PATIENCE))
+    except (asyncio.TimeoutError, asyncssh.Error, OSError, EOFError, ValueError):
+        pass  # the server has nothing more to say
 
 
 def told(exc: BaseException) -> str:
