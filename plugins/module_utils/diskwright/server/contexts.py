@@ -9,7 +9,7 @@ fewer: the result is never longer than `limit` pairs, and its neighbours differ.
 
 from __future__ import annotations
 
-from ..extent import ALLOCATED, DATA, ZERO
+from ..extent import DATA, ZERO
 from ..protocols.nbd.codec import BASE_ALLOCATION, STATE_HOLE, STATE_ZERO
 
 TYPE_CHECKING = False
@@ -113,13 +113,15 @@ def layered(node: Node, offset: int, length: int, limit: int, depth: int = 1) ->
     end = offset + length
     while offset < end:
         for start, count, status, _host, _host_offset in layer.block_status(offset, end - offset, True, limit + 1):
-            if status & (DATA | ZERO | ALLOCATED):
+            backing = layer.backing
+            if status & (DATA | ZERO):
                 yield count, status, depth
+            elif not layer.supports_backing or backing is None:
+                yield count, ZERO if layer.supports_backing else 0, 0
             else:
-                backing = layer.backing
-                inside = 0 if backing is None else max(0, min(count, backing.size - start))
-                if backing is not None and inside:
+                inside = max(0, min(count, backing.size - start))
+                if inside:
                     yield from layered(backing, start, inside, limit, depth + 1)
                 if inside < count:
-                    yield count - inside, ZERO, 0 if backing is None or start + inside >= backing.size and not layer.supports_backing else depth
+                    yield count - inside, ZERO, depth + 1
             offset = start + count

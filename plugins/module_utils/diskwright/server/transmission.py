@@ -72,6 +72,22 @@ class Buffer:
         return Buffer(size)
 
 
+class Chunk:
+    """What is still to be sent of a chunk: `head` if nothing is sent yet, and `length` bytes at `offset`."""
+
+    __slots__ = ("head", "offset", "length")
+
+    def __init__(self, head: bytes, offset: int, length: int) -> None:
+        self.head = head
+        self.offset = offset
+        self.length = length
+
+    def sent(self, count: int) -> None:
+        """So many bytes less."""
+        self.offset += count
+        self.length -= count
+
+
 class Transmission:
     """Does one client's requests for one export; several threads may call `do` at once."""
 
@@ -172,57 +188,54 @@ class Transmission:
             ready = self._gather(offset, min(length, len(buffer)), buffer)
             self._took(began)
         open_end = done and self._codec.structured and ready < length
-        head = self._codec.reply_data(request, offset, length, done and not open_end)
+        chunk = Chunk(self._codec.reply_data(request, offset, length, done and not open_end), offset, length)
         with self._sending:
-            position = 0
-            while position < length:
+            while chunk.length:
                 if ready:
-                    self._stream.send(head, buffer[:ready])
-                    head, position, ready = b"", position + ready, 0
+                    self._stream.send(chunk.head, buffer[:ready])
+                    chunk.head = b""
+                    chunk.sent(ready)
+                    ready = 0
                     continue
                 try:
-                    sent, ready, waits = self._push(head, offset + position, length - position, buffer, direct)
+                    ready = self._push(chunk, buffer, direct)
                 except (Error, OSError) as exc:
-                    if head and not position:
+                    if chunk.head:
                         raise
-                    self._give_up(request, length - position, exc)
+                    self._give_up(request, chunk.length, exc)
                     return
-                if sent or waits:
-                    head = b""
-                position += sent
-                if waits:
-                    self._stream.wait()
             if open_end:
                 self._stream.send(self._codec.reply_done(request))
 
-    def _push(self, head: bytes, offset: int, length: int, buffer: memoryview, direct: bool) -> tuple[int, int, bool]:
-        """One step of sending: (bytes that were sent from a file, bytes that are now in the buffer to be sent, whether the client
-        must take something first). `head` goes in front of what is sent."""
-        sent = 0
+    def _push(self, chunk: Chunk, buffer: memoryview, direct: bool) -> int:
+        """Send what can be sent from files, up to something that cannot: that is read, and so many bytes are in the buffer then."""
         with self._root.request() as node:
-            extents = node.resolve(offset, length)
+            extents = node.resolve(chunk.offset, chunk.length)
             for index, (_start, count, _status, host, host_offset) in enumerate(extents):
                 fd = descriptor(host, count) if direct else -1
                 if fd < 0:
-                    return sent, _read_extents(extents[index:], buffer, direct), False
-                if head:
-                    self._stream.send_first(head)
-                    head = b""
-                moved: Optional[int] = 0
+                    return _read_extents(extents[index:], buffer, direct)
+                if chunk.head:
+                    self._stream.send_first(chunk.head)
+                    chunk.head = b""
                 done = 0
                 while done < count:
                     moved = self._stream.send_file(fd, host_offset + done, count - done)
                     if not moved:
                         break
                     done += moved
-                sent += done
+                    chunk.sent(moved)
+                else:
+                    continue
                 if moved is None:
-                    return sent, 0, True
-                if done < count:  # the file ends here, the node does not
-                    rest = min(count - done, len(buffer))
-                    fill_zeroes(buffer[:rest])
-                    return sent, rest, False
-        return sent, 0, False
+                    break
+                rest = min(count - done, len(buffer))  # the file ends here, the node does not
+                fill_zeroes(buffer[:rest])
+                return rest
+            else:
+                return 0
+        self._stream.wait()
+        return 0
 
     def _gather(self, offset: int, length: int, buffer: memoryview) -> int:
         """Read `length` bytes into the buffer."""
