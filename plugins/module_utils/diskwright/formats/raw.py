@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Optional
 
+    from ..hooks import Snapshot
     from ..node import Node
     from ..options import NodeRef
 
@@ -86,6 +87,19 @@ class Raw(Format):
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         return (Extent(offset, length, PASS, self.file, self.start + offset),)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Those of the storage, where it has such a thing."""
+        return self.file.snapshots()
+
+    def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
+        return self.file.create_snapshot(name, like)
+
+    def _apply_snapshot(self, name: str) -> None:
+        self.file.apply_snapshot(name)
+
+    def _delete_snapshot(self, name: str, id: Optional[str]) -> None:
+        self.file.delete_snapshot(name, id)
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         if self.probed is not None and offset < SECTOR:

@@ -13,7 +13,7 @@ import os
 from ..errors import Error, OptionError, Unsupported
 from ..node import OpenFlags, Protocol
 from ..options import Options, opt
-from .nvme import refuse
+from .vfio import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,19 +9,17 @@ gives the same namespace as /dev/nvmeXnY.
 
 from __future__ import annotations
 
-import os
-
-from ..errors import Error, OptionError, Unsupported
+from ..errors import OptionError
 from ..node import OpenFlags, Protocol
 from ..options import Options, opt
 from .existing import ExistingCreateOptions, take_existing
+from .vfio import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, NoReturn, Optional
+    from typing import Any, ClassVar, Optional
 
 PREFIX = "nvme://"
-VFIO = "/dev/vfio/vfio"
 
 
 class NvmeOptions(Options):
@@ -63,14 +61,3 @@ class Nvme(Protocol):
             return cls(cls.options_class.from_mapping(cls.parse_name(filename)), flags)
 
         take_existing(cls.driver, filename, options, open_it, "Cannot grow NVMe devices")
-
-
-def refuse(device: str) -> NoReturn:
-    """Say what is missing for a PCI device to be driven from here."""
-    try:
-        os.stat(VFIO)
-    except OSError as exc:
-        raise Error("Failed to open %s: %s" % (VFIO, exc.strerror), filename=VFIO, errno=exc.errno) from exc
-    if not os.path.isdir("/sys/bus/pci/devices/%s" % device) or "/" in device:
-        raise Error("There is no PCI device %s" % device, filename=device, errno=2)
-    raise Unsupported("The PCI device %s is not driven from here: bind it to the kernel's driver, and open its device under /dev" % device, filename=device)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from ...errors import Error
 from .device import HostDevice
@@ -37,6 +38,9 @@ class HostCdrom(HostDevice):
         """See Node.write_own."""
         self._require_medium()
         super().write_own(host_offset, view)
+
+    def disk_size(self) -> int:
+        return os.fstat(self._fd).st_blocks * 512
 
     def fileno(self) -> int:
         """None to go around the driver with, while there is no medium."""

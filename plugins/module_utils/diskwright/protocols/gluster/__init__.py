@@ -37,7 +37,7 @@ DEPRECATED = "'gluster' is deprecated"
 class GlusterOptions(Options):
     """Runtime options of gluster: `filename`, or `volume`, `path` and `server`."""
 
-    filename: Optional[str] = opt(None, hidden=True, help="name of the file, gluster://...")
+    filename: str = opt("", hidden=True, help="name of the file, gluster://...")
     volume: Optional[str] = opt(None, help="name of the volume")
     path: Optional[str] = opt(None, help="path of the file in the volume")
     server: Optional[ServerList] = opt(None, help="servers to get the volume's description from: type (inet, unix) and host and port, or path")
@@ -141,7 +141,7 @@ class Gluster(Protocol):
         return self._stat()[1]
 
     def options_name(self) -> str:
-        return str(getattr(self.options, "filename", None) or "")
+        return str(getattr(self.options, "filename", ""))
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Volume:
 
     def __init__(self, options: Any) -> None:
         """Connect. Raises OptionError, Error in QEMU's words."""
-        if options.filename is not None:
+        if options.filename:
             self.name, self.path, self.servers = names.parse(options.filename)
         else:
             for key in ("server", "volume", "path"):

@@ -219,12 +219,13 @@ class Rbd(Protocol):
     # -- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:
+        """The image's snapshots; QEMU gives their size for that of a VM's state."""
         found = self._cluster.tell("failed to list snapshots", lambda: list(self._image.list_snaps()))
-        return [Snapshot(snap["name"], snap["name"], icount=0, disk_size=snap["size"]) for snap in found]
+        return [Snapshot(snap["name"], snap["name"], vm_state_size=snap["size"], icount=0, disk_size=snap["size"]) for snap in found]
 
     def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
         self._cluster.tell("failed to create snap", self._image.create_snap, name)
-        return Snapshot(name, name, icount=0, disk_size=self._size)
+        return Snapshot(name, name, vm_state_size=self._size, icount=0, disk_size=self._size)
 
     def _apply_snapshot(self, name: str) -> None:
         self._cluster.tell("failed to roll back", self._image.rollback_to_snap, name)
