@@ -24,7 +24,7 @@ class TableCache:
     in the file: it reads as zeroes. The caller holds the node's lock throughout.
     """
 
-    __slots__ = ("file", "table_size", "capacity", "before", "end", "dirty", "_tables")
+    __slots__ = ("file", "table_size", "capacity", "before", "end", "dirty", "events", "_tables")
 
     def __init__(
         self, file: Node, table_size: int, capacity: int, before: Optional[Callable[[], None]] = None, end: Optional[int] = None
@@ -35,6 +35,7 @@ class TableCache:
         self.before = before
         self.end = end
         self.dirty: set[int] = set()
+        self.events: Optional[tuple[Callable[[str], None], str, str]] = None  # whom to tell of a table that is read, or written: see Hooks.mention
         self._tables: dict[int, bytearray] = {}  # in order of their last use
 
     def __len__(self) -> int:
@@ -50,6 +51,8 @@ class TableCache:
         if table is None:
             if len(tables) >= self.capacity:
                 self._make_room()
+            if self.events is not None:
+                self.events[0](self.events[1])
             table = bytearray(self.table_size)
             read_padded(self.file, offset, memoryview(table)[: self._inside(offset, self.table_size)])
         tables[offset] = table
@@ -88,6 +91,8 @@ class TableCache:
             while stop < len(chosen) and stop - at < most and chosen[stop] == chosen[at] + (stop - at) * self.table_size:
                 stop += 1
             group = chosen[at:stop]
+            if self.events is not None:
+                self.events[0](self.events[2])
             data = self._tables[group[0]] if len(group) == 1 else bytearray().join([self._tables[offset] for offset in group])
             self.file.write_hosted(group[0], memoryview(data)[: self._inside(group[0], len(data))])
             self.dirty.difference_update(group)

@@ -53,7 +53,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     ui = UI(name, sys.stdout, sys.stderr, "POSIXLY_CORRECT" in os.environ)
     ui.environment = os.environ
     sys.unraisablehook = _stop_later
-    status = run(argv[1:], ui)
+    status = run(["io", *argv[1:]] if name.startswith("qemu-io") else argv[1:], ui)
     setitimer(ITIMER_REAL, 0)  # the work is done: too late for _stop_later
     ui.flush()
     if ui.out is None and sys.stdout is not None:
@@ -129,6 +129,8 @@ def load(command: str) -> Any:
         from .commands import dd as module
     elif command == "graph":
         from .commands import graph as module
+    elif command == "io":
+        from .commands import io as module
     elif command == "map":
         from .commands import map as module
     elif command == "measure":

@@ -79,6 +79,7 @@ PREFIXES = {"fat": "vvfat", "gluster+tcp": "gluster", "gluster+unix": "gluster",
 UNNAMED = ("vvfat",)
 
 FILTERS: dict[str, str] = {
+    "blkdebug": "filters.blkdebug:Blkdebug",
     "blklogwrites": "filters.blklogwrites:Blklogwrites",
     "blkverify": "filters.blkverify:Blkverify",
     "compress": "filters.compress:Compress",
@@ -91,7 +92,7 @@ FILTERS: dict[str, str] = {
 }
 
 # The filters that stand in front of a file name as protocols do.
-PREFIXED = ("blkverify",)
+PREFIXED = ("blkdebug", "blkverify")
 
 # Every name that an image may give for the format of its backing file: the drivers of qemu-img 10.0.2, also those of libblkio, there or not.
 KNOWN = (

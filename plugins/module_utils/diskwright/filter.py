@@ -82,6 +82,8 @@ class Witness(Filter):
             yield extent if extent[2] or below is not None else Extent(extent[0], extent[1], ZERO)
 
     def resolve(self, offset: int, length: int, want_zero: bool = False, limit: int = 0, own: bool = False) -> list[Extent]:
+        if self.file.leaf and not want_zero:
+            return [Extent(offset, length, DATA, self, offset)]
         found = []
         for extent in self.file.resolve(offset, length, want_zero, limit, own):
             start, count, status, _host, _host_offset = extent

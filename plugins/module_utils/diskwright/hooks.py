@@ -213,6 +213,7 @@ class Hooks:
 
     driver: ClassVar[str] = ""  # QEMU's name of it
     options_class: ClassVar[type[Options]]
+    primary: ClassVar[str] = "file"  # the child whose content it shows, or keeps its own in
     leaf: ClassVar[bool] = False  # a protocol: it hosts its own bytes, and reading needs no look-up
     supports_backing: bool = False  # a class says it for all of its images, where they are not of two kinds
     supports_compression: bool = False
@@ -256,6 +257,8 @@ class Hooks:
     backing: Optional[Node]
     name: str = ""  # its node-name, given or made up; "" outside of a graph
     parents: list[Edge]  # who uses it, oldest first
+    tell: Optional[Callable[[str], None]]
+    resolve: Callable[..., list[Extent]]
     recorder: Optional[Callable[[int, int], None]] = None  # told (offset, length) of all that was written here; see jobs/recording.py
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
@@ -298,6 +301,30 @@ class Hooks:
 
     def _flush(self) -> None:
         """Write cached metadata, pointers after what they point at."""
+
+    def listener(self) -> Optional[Callable[[str], None]]:
+        """What wants to be told how far the node above has come, by the name of an event; see `mention`."""
+        return None
+
+    def mention(self, *events: str) -> None:
+        """Say how far a request has come, in QEMU's names, to what listens below (blkdebug)."""
+        if self.tell is not None:
+            for event in events:
+                self.tell(event)
+
+    def mention_read(self, offset: int, length: int) -> None:
+        """A read of this range begins."""
+        backing = self.backing
+        if backing is not None and any(extent[2] == 0 and extent[0] < backing.size for extent in self._map(offset, length)):
+            self.mention("read_backing_aio")
+
+    def mention_write(self, alloc: Alloc, head: int, tail: int) -> None:
+        """A write begins, into a place with so many bytes of old content before and behind what is written."""
+        if alloc.fresh and (head or tail):
+            old = (self.resolve(alloc.offset, head), self.resolve(alloc.offset + alloc.length - tail, tail))
+            found = any(extent[3] is not None for extents in old for extent in extents)
+            self.mention(*(("cow_read", "cow_write") if found else ("cluster_alloc_space",)))
+        self.mention("write_aio")
 
     def preload(self) -> None:
         """Import what reading and writing need, here and below; called before several threads use the node.
@@ -359,6 +386,8 @@ class Hooks:
     def attach(self, role: str, child: Node) -> None:
         """Take a child that a Reference named, or another one in place of a child; for graph.py."""
         self.children[role] = child
+        if role == "file":
+            self.tell = child.listener()
         if role == "backing":
             self.backing = child
 
@@ -408,6 +437,18 @@ class Hooks:
         """Show the internal snapshot with this ID and this name (None: any) from now on; only of a node open for reading."""
         text = "Block format '%s' used by device '' does not support temporarily loading internal snapshots" % self.driver
         raise Unsupported(text, filename=self.filename, errno=errno.ENOTSUP)
+
+    def state_offset(self) -> Optional[int]:
+        """Where in the guest's address space the VM state is kept; None where there is no room for one."""
+        return None
+
+    def read_state(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with bytes of the VM state; what was never written is zero."""
+        raise Unsupported(os.strerror(errno.ENOTSUP), filename=self.filename, errno=errno.ENOTSUP)
+
+    def write_state(self, offset: int, view: memoryview) -> None:
+        """Write bytes of the VM state."""
+        raise Unsupported(os.strerror(errno.ENOTSUP), filename=self.filename, errno=errno.ENOTSUP)
 
     def holds_snapshot(self, id: str) -> bool:
         """Whether nothing was written, and the size is the same, since the internal snapshot with this ID was made or applied."""

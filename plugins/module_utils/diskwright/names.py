@@ -213,8 +213,8 @@ def local_path(node: Node) -> str:
 
 def bottom(node: Node) -> Node:
     """The protocol below `node`, or what is there in its place."""
-    while not node.leaf and "file" in node.children:
-        node = node.children["file"]
+    while not node.leaf and node.primary in node.children:
+        node = node.children[node.primary]
     return node
 
 

@@ -98,6 +98,7 @@ class Node(Hooks):
         self._inflight: list[tuple[int, int, Any]] = []  # (start, end, lock) of writes under way
         self._closed = False
         self.warnings: list[str] = []  # what a person should know about it; graph.py passes it on
+        self.tell = self.children["file"].listener() if "file" in self.children else None  # see Hooks.mention
 
     # -- what a node is ------------------------------------------------------------------------------------------
 
@@ -134,6 +135,8 @@ class Node(Hooks):
             self.read_own(offset, view)
             return
         self._check_range(offset, len(view))
+        if self.tell is not None:
+            self.mention_read(offset, len(view))
         for start, length, _status, host, host_offset in self.resolve(offset, len(view)):
             part = view[start - offset : start - offset + length]
             if host is None:
@@ -287,6 +290,8 @@ class Node(Hooks):
         data = view[start - offset : end - offset]
         head = start - alloc.offset
         tail = alloc.offset + alloc.length - end
+        if self.tell is not None:
+            self.mention_write(alloc, head, tail)
         if alloc.host is self and not alloc.fresh:
             self.write_own(alloc.host_offset + head, data)
         elif not alloc.fresh or not (head or tail):
@@ -355,8 +360,8 @@ class Node(Hooks):
         finally:
             self.release(entry)
 
-    def pwrite_zeroes(self, offset: int, length: int, unmap: bool = False) -> None:
-        """Make a range read as zeroes, cheaply where the driver can; `unmap` lets it give the space back."""
+    def pwrite_zeroes(self, offset: int, length: int, unmap: bool = False, fallback: bool = True) -> None:
+        """Make a range read as zeroes, cheaply where the driver can, or else, with `fallback`, by writing them; `unmap` lets it give the space back."""
         self._check_write(offset, length)
         if not length:
             return
@@ -367,6 +372,8 @@ class Node(Hooks):
             if self.recorder is not None:
                 self.recorder(offset, length)
             self.release(entry)
+        if count < length and not fallback:
+            raise Unsupported(os.strerror(errno.ENOTSUP), filename=self.filename, errno=errno.ENOTSUP)
         if not count:
             start = offset + length
         for low, high in ((offset, start), (start + count, offset + length)):
@@ -471,7 +478,9 @@ class Node(Hooks):
     def flush(self) -> None:
         """Bring all written data and metadata to stable storage (but for cache.no-flush)."""
         if self.flags.writable and not self._closed:
+            self.mention("flush_to_os")
             self._flush()
+            self.mention("flush_to_disk")
             for child in self.children.values():
                 child.flush()
 

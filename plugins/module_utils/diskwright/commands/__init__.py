@@ -21,6 +21,7 @@ SUMMARIES = {
     "dd": "copy blocks of one image to a new image",
     "graph": "check, translate and draw descriptions of block graphs",
     "info": "show what an image is",
+    "io": "make single requests to an image",
     "map": "show where the data of an image is stored",
     "measure": "compute how large an image file would be",
     "rebase": "give an image another backing file",

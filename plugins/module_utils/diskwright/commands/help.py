@@ -57,6 +57,10 @@ EXAMPLES = {
         ("an image and its backing files, in JSON", "--backing-chain --output json disk.qcow2"),
         ("an image that a virtual machine is using", "-U disk.qcow2"),
     ),
+    "io": (
+        ("write a pattern, and read it back", "-c 'write -P 0x5a 1M 64k' -c 'read -P 0x5a 1M 64k' disk.qcow2"),
+        ("which requests there are", "-c help"),
+    ),
     "map": (("every extent, in JSON", "--output json disk.qcow2"),),
     "measure": (
         ("a new image of 10 GiB", "-O qcow2 --size 10G"),

@@ -234,7 +234,7 @@ def human(record: ImageInfo, indent: int = 0, path: str = "/") -> str:
     if record.snapshots:
         lines += ["Snapshot list:", *snapshot_lines(record.snapshots)]
     if record.format_specific:
-        lines += ["Format specific information:", *_nested(record.format_specific, 1)]
+        lines += ["Format specific information:", *specific_lines(record.format_specific, 1)]
     prefix = "    " * indent
     text = "".join([prefix + line + "\n" for line in lines])
     for role, child in record.children:
@@ -243,7 +243,7 @@ def human(record: ImageInfo, indent: int = 0, path: str = "/") -> str:
     return text
 
 
-def _nested(value: Any, indent: int) -> list[str]:
+def specific_lines(value: Any, indent: int) -> list[str]:
     """The lines of a dict or list as `key: value`, deeper levels indented further."""
     prefix = "    " * indent
     if isinstance(value, dict):
@@ -255,7 +255,7 @@ def _nested(value: Any, indent: int) -> list[str]:
     lines = []
     for key, item in items:
         if isinstance(item, (dict, list)):
-            lines += ["%s%s:" % (prefix, key), *_nested(item, indent + 1)]
+            lines += ["%s%s:" % (prefix, key), *specific_lines(item, indent + 1)]
         else:
             text = "true" if item is True else "false" if item is False else str(item)
             lines.append("%s%s: %s" % (prefix, key, text))

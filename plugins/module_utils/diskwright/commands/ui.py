@@ -37,6 +37,12 @@ class UI:
         self.environment: Mapping[str, str] = {}  # the process's, for those that are told by it what to do (systemd's sockets)
         self.before: Optional[Callable[[], None]] = None  # called before anything is written: takes a progress bar away
 
+    @property
+    def scratch(self) -> str:
+        """Where temporary files go."""
+        place = self.environment.get("TMPDIR")
+        return place if place and place != "/tmp" else "/var/tmp"  # /tmp may be memory
+
     def write(self, text: str) -> None:
         """Write `text` to standard output, as it is."""
         if self.before is not None:

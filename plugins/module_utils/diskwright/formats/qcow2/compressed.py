@@ -51,6 +51,7 @@ def _decompress(image: Qcow2, offset: int, value: int) -> bytes:
     """The guest cluster at `offset`, whose descriptor is `value`. Raises Corrupt."""
     place, length = stored_range(value, image.header.cluster_bits)
     stored = bytearray(length)
+    image.mention("read_compressed")
     read_padded(image.file, place, memoryview(stored))
     codec = zstd_decompress if image.header.compression_type == ZSTD else inflate
     try:
@@ -106,6 +107,7 @@ def _store(image: Qcow2, offset: int, stored: bytes) -> None:
             raise Error("compressed clusters cannot be stored beyond %#x" % (1 << bits), filename=image.filename, errno=27)
         image.overlap.check(place, len(stored))
     try:
+        image.mention("l2_update_compressed", "write_compressed")
         image.file.write_hosted(place, memoryview(stored))
     except BaseException:
         with image._lock:

@@ -460,6 +460,16 @@ class Qcow2(Format):
         if role == "data-file":
             self.data_file = child
 
+    def state_offset(self) -> int:
+        offset: int = part(__package__, "vmstate").state_offset(self)
+        return offset
+
+    def read_state(self, offset: int, view: memoryview) -> None:
+        part(__package__, "vmstate").read_state(self, offset, view)
+
+    def write_state(self, offset: int, view: memoryview) -> None:
+        part(__package__, "vmstate").write_state(self, offset, view)
+
     def snapshots(self) -> list[Snapshot]:
         if not self.header.nb_snapshots:
             return []

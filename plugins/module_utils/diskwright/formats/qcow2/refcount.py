@@ -44,6 +44,7 @@ class Refcounts:
         self.order = header.refcount_order
         self.most = min((1 << header.refcount_bits) - 1, MAX_REFCOUNT)
         self.per_block = (self.cluster_size * 8) >> self.order
+        image.mention("reftable_load")
         self.table = read_entries(image.file, header.refcount_table_offset, header.refcount_table_clusters * self.cluster_size // 8)
         self.table_dirty: set[int] = set()
         options = image.options
@@ -51,6 +52,8 @@ class Refcounts:
         if options.cache_size is None and options.refcount_cache_size is None:
             size = max(DEFAULT_CACHE, size)
         self.cache = TableCache(image.file, self.cluster_size, max(4, size // self.cluster_size))
+        if image.tell is not None:
+            self.cache.events = (image.tell, "refblock_load", "refblock_update_part")
         self.freed: list[tuple[int, int, bool]] = []  # see free
         self.byte_offset = 0  # where the next compressed cluster goes, 0: into a new cluster
         self._holes: list[tuple[int, int]] = []  # free runs below _scan, first come first served
@@ -200,6 +203,7 @@ class Refcounts:
 
     def allocate(self, count: int) -> tuple[int, int]:
         """Take up to `count` free clusters that follow one another; returns (first, how many), with refcount 1."""
+        self.image.mention("cluster_alloc", "refblock_alloc")
         while self._holes or self._scan < self._tail:
             if not self._holes:
                 self._look_for_holes()
@@ -291,6 +295,7 @@ class Refcounts:
     def _install_block(self, index: int, cluster: int) -> None:
         """Make `cluster`, which is being taken, the refcount block of table entry `index`."""
         offset = cluster * self.cluster_size
+        self.image.mention("refblock_alloc_write", "refblock_alloc_hookup")
         self.cache.put(offset, bytearray(self.cluster_size))
         self.table[index] = offset
         self.table_dirty.add(index)
@@ -324,11 +329,14 @@ class Refcounts:
         if clusters * size > MAX_REFCOUNT_TABLE_SIZE:
             raise Error("The refcount table cannot grow any further: File too large", filename=image.filename, errno=errno.EFBIG)
         self.table.extend(array("Q", bytes(clusters * size - len(self.table) * 8)))
+        image.mention("reftable_grow", "refblock_alloc_write_blocks")
         offset = self.take_tail(clusters) * size
         self.cache.write()
         image.barrier()
+        image.mention("refblock_alloc_write_table")
         image.file.write_hosted(offset, memoryview(big_bytes(self.table)))
         image.barrier()
+        image.mention("refblock_alloc_switch_table")
         image.change_record(refcount_table_offset=offset, refcount_table_clusters=clusters)
         self.table_dirty.clear()
         image.overlap.forget()
@@ -336,6 +344,7 @@ class Refcounts:
 
     def allocate_bytes(self, length: int) -> int:
         """Room for a compressed cluster of `length` bytes, less than a cluster, in clusters that others may share."""
+        self.image.mention("cluster_alloc_bytes")
         size = self.cluster_size
         offset = self.byte_offset
         room = -offset % size
@@ -368,6 +377,7 @@ class Refcounts:
     def free(self, first: int, count: int, discard: bool = False) -> None:
         """Note clusters whose pointers were changed in memory; apply_freed goes on once that is in the file. With `discard`
         the file loses them too, if nothing else uses them."""
+        self.image.mention("cluster_free")
         if self.freed:
             start, length, same = self.freed[-1]
             if start + length == first and same == discard:
@@ -490,6 +500,7 @@ class Refcounts:
             raise Error("The refcount table could not grow", filename=self.image.filename, errno=errno.EIO)
         self.image.barrier()
         base = header.refcount_table_offset
+        self.image.mention("reftable_update")
         for low, high in dirty_sectors(self.table_dirty, header.refcount_table_clusters * self.cluster_size // 8):
             self.image.file.write_hosted(base + low * 8, memoryview(big_bytes(self.table[low:high])))
         self.table_dirty.clear()

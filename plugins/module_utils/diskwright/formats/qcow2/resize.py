@@ -92,11 +92,14 @@ def grow_l1(image: Qcow2, entries: int) -> None:
     old_offset, old_clusters = header.l1_table_offset, -(-header.l1_size * 8 // size)
     clusters = -(-entries * 8 // size)
     write_back(image)
+    image.mention("l1_grow_alloc_table")
     tables.l1.frombytes(bytes(max(0, entries - len(tables.l1)) * 8))
     offset = old_offset if clusters == old_clusters else image.refcounts.allocate_whole(clusters) * size
     image.refcounts.write_back()
+    image.mention("l1_grow_write_table")
     image.file.write_hosted(offset, memoryview(big_bytes(tables.l1[:entries])))
     image.barrier()
+    image.mention("l1_grow_activate_table")
     image.change_record(l1_size=entries, l1_table_offset=offset)
     image.overlap.forget()
     if offset != old_offset and old_clusters:
@@ -174,6 +177,7 @@ def _room(image: Qcow2, l2_offset: int, first: int, entry: int, count: int) -> b
 
 def _shrink(image: Qcow2, size: int) -> None:
     start = -(-size // image.cluster_size) * image.cluster_size
+    image.mention("l1_shrink_write_table", "l1_shrink_free_l2_clusters")
     _drop(image, start, l1_entries(image.header, size), True)
     write_back(image)
     image.barrier()
@@ -185,6 +189,7 @@ def _shrink(image: Qcow2, size: int) -> None:
 def make_empty(image: Qcow2) -> None:
     """Drop all clusters and L2 tables: pointers first, then refcounts, then the end of the file."""
     with image._lock:
+        image.mention("empty_image_prepare")
         _drop(image, 0, 0, image.options.pass_discard_snapshot is not False)
         write_back(image)
         image.barrier()

@@ -51,6 +51,8 @@ class Tables:
         self.l1 = read_entries(image.file, l1_offset, l1_size)
         self.l1_dirty: set[int] = set()  # indexes
         self.cache = TableCache(image.file, self.cluster_size, self._capacity(), image.write_back)
+        if image.tell is not None:
+            self.cache.events = (image.tell, "l2_load", "l2_update")
         self.fresh: set[int] = set()  # offsets of tables that no L1 entry in the file points at yet
         self.verified: set[int] = set()  # offsets of tables that are known to overlap nothing
         self._recurse: Optional[int] = None

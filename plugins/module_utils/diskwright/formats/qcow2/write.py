@@ -72,6 +72,7 @@ def writable_l2(image: Qcow2, index: int) -> int:
     offset = image.refcounts.allocate(1)[0] * size
     if not offset:
         raise image.corrupt("Preventing invalid allocation of L2 table at offset 0")
+    image.mention(*(("l2_alloc_cow_read",) if old else ()), "refblock_update_part", "l2_alloc_write", "l2_update", "l1_update")
     tables.cache.put(offset, copy)
     tables.fresh.add(offset)
     tables.verified.add(offset)
@@ -113,6 +114,7 @@ def _reserve_part(image: Qcow2, allocs: list[Alloc], position: int, l2_offset: i
 def publish(image: Qcow2, allocs: Sequence[Alloc]) -> None:
     """Enter allocations, whose data is written, into the L2 tables, and note what they replace as free."""
     size = image.cluster_size
+    image.mention("l2_update")
     with image._lock:
         for alloc in allocs:
             host = alloc.host_offset
@@ -193,6 +195,7 @@ def write_back(image: Qcow2) -> None:
                 tables.cache.write()
                 base = image.header.l1_table_offset
                 for low, high in dirty_sectors(tables.l1_dirty, len(tables.l1)):
+                    image.mention("l1_update")
                     file.write_hosted(base + low * 8, memoryview(big_bytes(tables.l1[low:high])))
                 tables.l1_dirty.clear()
                 tables.fresh.clear()
