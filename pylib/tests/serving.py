@@ -22,7 +22,6 @@ from diskwright.server.exports import ExportSet, export_root
 from diskwright.server.server import NbdServer
 
 PATIENCE = 20.0  # seconds within which whatever is waited for must happen
-SOURCE = Path(__file__).parents[1] / "src"
 
 
 def wait_for(condition: Any, what: str) -> None:
@@ -211,11 +210,13 @@ class Client:
 
 
 @contextmanager
-def command(*args: str, place: Path, environment: Optional[Mapping[str, str]] = None, fds: Sequence[int] = ()) -> Iterator[tuple[Any, list[str]]]:
-    """`diskwright serve ARGS`, from when it is ready: the process, and what it printed. It must end well when it is told to."""
-    line = [sys.executable, "-m", "diskwright", "serve", *args]
-    if fds:  # by a shell, which knows its own process number
-        line = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *line]
+def command(
+    *args: str, place: Path, environment: Optional[Mapping[str, str]] = None, first: str = "", fds: Sequence[int] = ()
+) -> Iterator[tuple[Any, list[str]]]:
+    """`diskwright serve ARGS`, in a process that has `fds` and did what `first` says in Python, from when it is ready: the process,
+    and the first line that it printed. It must end well when it is told to."""
+    program = (first or "pass") + "; import sys; sys.argv[0] = 'diskwright'; from diskwright.cli import main; sys.exit(main())"
+    line = [sys.executable, "-c", program, "serve", *args]
     env = {**os.environ, **(environment or {})}
     process = subprocess.Popen(line, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=fds)
     assert process.stdout is not None and process.stderr is not None
