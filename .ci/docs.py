@@ -19,10 +19,16 @@ suppress_warnings = ["ref.ref"]  # the reference points into Ansible's own manua
 
 # The way in: everything there is, in the order in which one reads it.
 here = Path(__file__).parent
-guides = sorted(path.relative_to(here).with_suffix("").as_posix() for path in here.glob("docs/*.md"))
+FIRST = ("tutorial", "cookbook", "from-qemu-img", "safety", "collection", "graph", "serving", "qmp", "io")
+ORDER = {name: number for number, name in enumerate(FIRST)}
+guides = sorted(
+    (path.relative_to(here).with_suffix("").as_posix() for path in here.glob("docs/*.md")),
+    key=lambda page: (ORDER.get(page.rpartition("/")[2], len(FIRST)), page),
+)
+protocols = sorted(path.relative_to(here).with_suffix("").as_posix() for path in here.glob("docs/protocols/*.md"))
 formats = sorted((path.relative_to(here).with_suffix("").as_posix() for path in here.glob("docs/formats/*.md")), key=lambda page: page.replace("README", "!"))
 roles = sorted(path.relative_to(here).with_suffix("").as_posix() for path in here.glob("roles/*/README.md"))
 reference = ["docs/reference/index"] if (here / "docs/reference/index.rst").exists() else []
-pages = ["README", "pylib/README", *guides, *formats, *reference, *roles, "CHANGELOG", "CONTRIBUTING", "CODE_OF_CONDUCT"]
+pages = ["README", "pylib/README", *guides, *formats, *protocols, *reference, *roles, "CHANGELOG", "CONTRIBUTING", "CODE_OF_CONDUCT"]
 contents = "\n".join(["# Diskwright", "", "```{toctree}", ":maxdepth: 2", "", *pages, "```", ""])
 (here / "index.md").write_text(contents, encoding="utf-8")
