@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -471,9 +472,19 @@ def test_create_and_amend(live: Live, tmp_path: Path) -> None:
     assert job.wait() == "concluded" and job.error is None
     nodes.add(live, {"driver": "qcow2", "node-name": "q", "file": "file"})
     assert live.node("q").size == SIZE and live.node("q").cluster_size == 4096
-    with pytest.raises(Error, match="Node 'nope' not found"):
+    nodes.add_object(live, {"qom-type": "secret", "id": "old", "data": "abc"})
+    nodes.add_object(live, {"qom-type": "secret", "id": "new", "data": "def"})
+    nodes.remove(live, "q")
+    encrypt = {"format": "luks", "key-secret": "old", "iter-time": 10}
+    assert creation.create(live, "e", {"driver": "qcow2", "file": "file", "size": SIZE, "encrypt": encrypt}).wait() == "concluded"
+    nodes.add(live, {"driver": "qcow2", "node-name": "q", "file": "file", "encrypt": {"format": "luks", "key-secret": "old"}})
+    change = {"format": "luks", "state": "active", "new-secret": "new", "iter-time": 10}
+    job = creation.amend(live, "f", "q", {"driver": "qcow2", "encrypt": change})
+    assert job.wait() == "concluded" and job.error is None
+    nodes.remove(live, "q")
+    nodes.add(live, {"driver": "qcow2", "node-name": "q", "file": "file", "encrypt": {"format": "luks", "key-secret": "new"}})
+    with pytest.raises(Error, match="Cannot find device='' nor node-name='nope'"):
         creation.amend(live, "e", "nope", {"driver": "qcow2"})
-    finish(live, path)
 
 
 def test_a_pause_holds_a_job(live: Live, tmp_path: Path) -> None:
@@ -513,3 +524,80 @@ def test_no_space_stops_a_job_until_it_is_told_to_go_on(live: Live, tmp_path: Pa
     job.resume()
     assert job.wait() == "null" and job.error is None
     assert content(live, "copy") == content(live, "disk")
+
+
+def test_another_backing_node_and_another_throttle_group(live: Live, tmp_path: Path) -> None:
+    nodes.add_object(live, {"qom-type": "throttle-group", "id": "slow", "limits": {"iops-total": 10}})
+    nodes.add_object(live, {"qom-type": "throttle-group", "id": "fast", "limits": {"iops-total": 10000}})
+    image(live, tmp_path, "base", pattern(seed=1))
+    image(live, tmp_path, "other", pattern(seed=1))
+    path = image(live, tmp_path, "top", pattern(seed=2)[: SIZE // 2], backing="base")
+    nodes.add(live, {"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": "top"})
+    first = content(live, "top")
+    writer = Writer(live, "t", first)
+    try:
+        nodes.reopen(live, [{"driver": "throttle", "node-name": "t", "throttle-group": "fast", "file": "top"}])
+        for backing in ("other", "base", "other"):
+            writer.wait()
+            nodes.reopen(live, [{"driver": "qcow2", "node-name": "top", "file": live.node("top").children["file"].name, "backing": backing}])
+            assert live.node("top").backing is live.node(backing)
+        with pytest.raises(Error, match="Failed to find node with node-name='nope'"):  # and all is as it was
+            specs = [{"driver": "qcow2", "node-name": "top", "file": live.node("top").children["file"].name, "backing": "base"}]
+            nodes.reopen(live, [*specs, {"driver": "raw", "node-name": "nope"}])
+        assert live.node("top").backing is live.node("other")
+        model = writer.stop()
+        assert writer.root.pread(0, SIZE) == model
+    finally:
+        writer.close()
+    finish(live, path)
+
+
+CRASH = """
+import os, random, sys, threading, time
+from diskwright.graph import Graph
+from diskwright.jobs import backup, commit, mirror, nodes, stream
+from diskwright.jobs.live import Live
+from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE
+from diskwright.root import Root
+
+directory, kind = sys.argv[1:]
+live = Live(Graph())
+for name, backing in (("base", None), ("mid", "base"), ("disk", "mid"), ("copy", None)):
+    file = {"driver": "file", "filename": os.path.join(directory, name)}
+    nodes.add(live, {"driver": "qcow2", "node-name": name, "file": file, "backing": backing})
+root = Root(live.graph, "disk", CONSISTENT_READ | WRITE, ALL & ~RESIZE)
+
+def write():
+    while True:
+        root.pwrite(random.randrange(1 << 23) // 512 * 512, os.urandom(512) * 16)
+
+writer = threading.Thread(target=write, daemon=True)
+writer.start()
+start = {
+    "mirror": lambda: mirror.mirror(live, mirror.MirrorOptions(job_id="j", device="disk", target="copy", sync="full")),
+    "backup": lambda: backup.backup(live, backup.BackupOptions(job_id="j", device="disk", target="copy", sync="full")),
+    "stream": lambda: stream.stream(live, stream.StreamOptions(job_id="j", device="disk")),
+    "commit": lambda: commit.commit(live, commit.CommitOptions(job_id="j", device="disk")),
+}
+job = start[kind]()
+if kind in ("mirror", "commit"):
+    job.wait("ready")
+    job.complete()
+while not job.current and job.status not in ("null", "concluded"):
+    time.sleep(0.001)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["mirror", "backup", "stream", "commit"])
+def test_a_crash_leaves_images_that_are_clean_or_only_leak(tmp_path: Path, kind: str) -> None:
+    size = (1 << 23) + CLUSTER
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "base", size)
+    subprocess.run(["qemu-io", "-c", "write -P 1 0 8M", tmp_path / "base"], check=True, capture_output=True)
+    for name, backing in (("mid", "base"), ("disk", "mid")):
+        qemu_img("create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", tmp_path / name)
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "copy", size)
+    subprocess.run([sys.executable, "-c", CRASH, tmp_path, kind], check=True)
+    for name in ("base", "mid", "disk", "copy"):
+        found = subprocess.run(["qemu-img", "check", tmp_path / name], capture_output=True, text=True, check=False)
+        assert found.returncode in (0, 3), found.stdout + found.stderr

@@ -492,6 +492,36 @@ SNAPSHOTS: list[Step] = [
     "query-block-exports",
 ]
 
+
+def creation(driver: str, **options: Any) -> list[Step]:
+    return [
+        ("blockdev-create", {"job-id": driver, "options": {"driver": "file", "filename": driver, "size": 0}}),
+        ("wait", driver, "concluded"),
+        ("job-dismiss", {"id": driver}),
+        ("blockdev-add", {"driver": "file", "node-name": driver, "filename": driver}),
+        ("blockdev-create", {"job-id": driver, "options": {"driver": driver, "file": driver, "size": SIZE, **options}}),
+        ("wait", driver, "concluded"),
+        "query-jobs",
+        ("job-dismiss", {"id": driver}),
+        ("blockdev-add", {"driver": driver, "node-name": driver + "-image", "file": driver}),
+    ]
+
+
+CREATION: list[Step] = [
+    *creation("qcow2", **{"extended-l2": True, "version": "v3", "preallocation": "metadata", "lazy-refcounts": True, "refcount-bits": 8}),
+    *creation("qed", **{"cluster-size": 65536, "table-size": 4}),
+    *creation("vdi", preallocation="metadata"),
+    *creation("vmdk", **{"subformat": "monolithicSparse", "adapter-type": "ide", "zeroed-grain": True}),
+    *creation("vhdx", **{"log-size": 1 << 20, "block-size": 1 << 20, "subformat": "dynamic", "block-state-zero": True}),
+    *creation("vpc", **{"subformat": "dynamic", "force-size": True}),
+    *creation("parallels", **{"cluster-size": 1 << 20}),
+    *creation("qcow"),
+    "query-named-block-nodes",
+    ("blockdev-create", {"job-id": "c", "options": {"driver": "qcow2", "file": "qcow2", "size": "x"}}),
+    ("blockdev-create", {"job-id": "c", "options": {"driver": "qcow2", "file": "qcow2", "size": SIZE, "foo": 3}}),
+    ("blockdev-create", {"job-id": "c", "options": {"driver": "qcow2", "file": "qcow2", "size": SIZE, "version": "v9"}}),
+]
+
 EMPTY: tuple[str, ...] = ()
 
 
@@ -504,8 +534,9 @@ EMPTY: tuple[str, ...] = ()
         ({"base": EMPTY, "mid": ("-b", "base", "-F", "qcow2"), "top": ("-b", "mid", "-F", "qcow2"), "t1": EMPTY}, CHAIN),
         ({"a": EMPTY, "t1": EMPTY}, BITMAPS),
         ({"a": EMPTY, "s": EMPTY, "t1": EMPTY}, SNAPSHOTS),
+        ({}, CREATION),
     ],
-    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots"],
+    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots", "creation"],
 )
 def test_the_same_as_qemu_storage_daemon(tmp_path: Path, images: dict[str, tuple[str, ...]], script: list[Step]) -> None:
     same(tmp_path, images, script)

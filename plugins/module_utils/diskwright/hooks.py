@@ -226,6 +226,7 @@ class Hooks:
     numbered_references: ClassVar[tuple[str, ...]] = ()  # KEY.N in the options adds to how the image's own reference of this role is opened
 
     allocation_unit: int = 0  # bytes; 0: writes never allocate in units, so they need not be serialised
+    changeable: ClassVar[tuple[str, ...]] = ()  # options that can change while it is open; see change_option
     request_alignment: int = 1  # bytes; what _pread_into and _pwrite of this node insist on
     zero_initialized: bool = False  # a new, never written image of this driver reads as zeroes
     growable: bool = False  # a write beyond the end makes the node larger
@@ -376,6 +377,9 @@ class Hooks:
     def references(self) -> list[Reference]:
         """The files that this image names and needs; graph.py opens them and calls attach."""
         return []
+
+    def change_option(self, key: str, value: Any) -> None:
+        """Take another value of one of `changeable`, by key; the option record is the caller's. Raises OptionError."""
 
     def report(self, event: str, **data: Any) -> None:
         """Tell whoever watches the graph of something that happened to the node; see jobs/events.py."""

@@ -17,7 +17,7 @@ from ..options import Options, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Mapping, Optional
+    from typing import Any, Callable, Mapping, Optional
 
     from ..node import OpenFlags
     from ..options import NodeRef, ObjectRef
@@ -100,10 +100,18 @@ class Throttle(Witness):
     driver = "throttle"
     options_class = ThrottleOptions
     strong_options = ("throttle-group",)
+    changeable = ("throttle-group",)
 
     def __init__(self, options: ThrottleOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
-        name = options.throttle_group
+        self._group = self._join(options.throttle_group)
+
+    def change_option(self, key: str, value: Any) -> None:
+        """throttle-group: another group from the next request on."""
+        self._group = self._join(value)
+
+    @staticmethod
+    def _join(name: Optional[ObjectRef]) -> Group:
         if name is None:
             raise OptionError("Please specify a throttle group")
         found = name.objects.get(name)
@@ -111,7 +119,8 @@ class Throttle(Witness):
             raise OptionError("Throttle group '%s' does not exist" % str(name))
         if found.group is None:
             found.group = Group(throttle_limits(found.properties))
-        self._group: Group = found.group
+        group: Group = found.group
+        return group
 
     def _hold(self, way: str, length: int) -> None:
         seconds = self._group.take(way, length)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import drivers
 from ..errors import Error, OptionError
 from ..hooks import OpenFlags
@@ -15,13 +17,17 @@ from .job import Job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Mapping, Optional
+    from typing import Callable, Mapping, Optional
 
     from ..options import Options
     from .live import Live
 
 SECTOR = 512
-_VERSIONS = {"v2": "0.10", "v3": "1.1"}
+# QMP's name and values of an option where they are others than in creation options
+_OTHER_WORDS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "qcow2": {"version": ("compat", {"v2": "0.10", "v3": "1.1"})},
+    "vdi": {"preallocation": ("static", {"off": False, "metadata": True})},
+}
 
 
 class CreateJob(Job):
@@ -65,7 +71,7 @@ def create(live: Live, job_id: str, options: Mapping[str, Any]) -> Job:
     if "size" in declared.fields and values.get("size") is None:
         raise OptionError("Parameter 'options.size' is missing")
     others = {key: values.pop(key) for key in ("data-file",) if key in values}
-    record = read_record(declared, values, live.graph.objects)
+    record = read_record(cls.driver, declared, values, live.graph.objects)
     job = CreateJob(live, job_id, lambda _job: _make(live, cls, file, filename, record, others))
     with live.lock:
         live.jobs.add(job)
@@ -87,17 +93,26 @@ def _driver(values: dict[str, Any]) -> type[Node]:
         raise OptionError("Driver does not support blockdev-create") from None
 
 
-def read_record(declared: type[Options], values: Mapping[str, Any], objects: Mapping[str, Any]) -> Any:
-    """The record that options under QMP's names mean. Raises OptionError."""
+def read_record(driver: str, declared: type[Options], values: Mapping[str, Any], objects: Mapping[str, Any]) -> Any:
+    """The record that options of a driver under QMP's names mean. Raises OptionError."""
+    renamed = _OTHER_WORDS.get(driver, {})
     by_name = {key.replace("_", "-"): key for key, field in declared.fields.items()}
     found: dict[str, Any] = {}
     for key, value in flatten(values).items():
-        if key == "version" and "compat" in declared.fields:
-            key, value = "compat", _VERSIONS.get(value, value)
-        if key == "size" and isinstance(value, int):
-            value = -(-value // SECTOR) * SECTOR if value > 0 else value
+        if key in renamed:
+            word, known = renamed[key]
+            if value not in known:
+                raise OptionError("Parameter '%s' does not accept value '%s'" % (key, value))
+            key, value = word, known[value]
+        if key == "encrypt.format" and key not in declared.fields and value == "luks":
+            continue  # there is no other whose options change
         if key not in by_name:
             raise OptionError("Parameter 'options.%s' is unexpected" % key)
+        field = declared.fields[by_name[key]]
+        if field.kind in ("int", "Size") and (isinstance(value, bool) or not isinstance(value, int)):
+            raise OptionError("Parameter 'options.%s' expects uint64" % key)
+        if field.choices and value not in field.choices:
+            raise OptionError("Parameter '%s' does not accept value '%s'" % (key, value))
         found[by_name[key]] = value
     return declared.from_mapping(found).bind(objects)
 
@@ -108,6 +123,8 @@ def _make(live: Live, cls: type[Node], file: Any, filename: Optional[str], recor
         return
     if not issubclass(cls, Format):
         raise OptionError("Driver does not support blockdev-create")
+    if record.size % SECTOR:
+        raise OptionError("Image size must be a multiple of %d bytes" % SECTOR)
     cls.check_creation(record)
     roots: list[Root] = []
     children: dict[str, Node] = {}
@@ -117,7 +134,8 @@ def _make(live: Live, cls: type[Node], file: Any, filename: Optional[str], recor
                 node = live.node(given) if isinstance(given, str) else live.graph.open_spec(given, OpenFlags(writable=True, perm=0))
                 roots.append(Root(live.graph, node, CONSISTENT_READ | WRITE | RESIZE, 0, "a job that makes an image"))
             children[role] = node
-            roots[-1].truncate(0)
+            with roots[-1].request() as found:
+                found.truncate(0, exact=False)
         with roots[0].request():
             if cls.plain:
                 children["file"].truncate(record.size)
@@ -133,7 +151,7 @@ def amend(live: Live, job_id: str, node_name: str, options: Mapping[str, Any], f
     """Begin to change options of the image of a node. Raises Error."""
     with live.lock:
         if node_name not in live.graph.named:
-            raise OptionError("Node '%s' not found" % node_name)
+            raise OptionError("Cannot find device='' nor node-name='%s'" % node_name)
         node = live.graph.named[node_name]
         live.check_free(node)
         values = dict(options)
@@ -145,7 +163,7 @@ def amend(live: Live, job_id: str, node_name: str, options: Mapping[str, Any], f
         declared = type(node).amend_options
         if declared is None:
             raise OptionError("Driver does not support x-blockdev-amend")
-        record = read_record(declared, values, live.graph.objects)
+        record = read_record(node.driver, declared, values, live.graph.objects)
 
         def make(job: Job) -> None:
             with Root(live.graph, node, CONSISTENT_READ | WRITE | RESIZE, ALL, "a job that changes options") as root, root.request() as found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..errors import Error, OptionError, ReadOnly, Unsupported
 from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, Node
 from ..objects import parse_object
-from ..options import flatten, nest, opt, parse_value
+from ..options import ObjectRef, flatten, nest, opt, parse_value
 from ..root import Root
 from . import chain
 
@@ -144,12 +144,6 @@ def remove_object(live: Live, name: str) -> None:
 # -- blockdev-reopen -------------------------------------------------------------------------------------------------
 
 _GENERIC = ("read-only", "auto-read-only", "cache", "discard", "detect-zeroes", "force-share", "node-name", "driver", "active")
-# options that a driver looks at whenever it needs them, so that they may change
-_CHANGEABLE = {
-    "qcow2": ("lazy-refcounts", "discard-no-unref", "cache-size", "l2-cache-size", "refcount-cache-size", "cache-clean-interval"),
-    "throttle": (),
-    "file": ("drop-cache",),
-}
 
 
 def reopen(live: Live, options: Sequence[Mapping[str, Any]]) -> None:
@@ -175,9 +169,11 @@ def _reopen(live: Live, spec: Mapping[str, Any]) -> list[Any]:
     if spec.get("driver") != node.driver:
         raise OptionError("Cannot change the option 'driver'")
     children = _children(live, node, spec)
-    _check_unchanged(node, spec)
+    changed = _changed_options(node, spec)
     undo: list[Any] = []
     try:
+        for key, value in changed.items():
+            undo.append(_change_option(node, key, value))
         undo += _change_flags(node, spec)
         for role, child in children.items():
             old = node.children.get(role)
@@ -222,7 +218,9 @@ def _children(live: Live, node: Node, spec: Mapping[str, Any]) -> dict[str, Opti
     return found
 
 
-def _check_unchanged(node: Node, spec: Mapping[str, Any]) -> None:
+def _changed_options(node: Node, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are to have other values. Raises OptionError for one that cannot."""
+    changed: dict[str, Any] = {}
     values = {key: value for key, value in spec.items() if key not in _GENERIC and key not in ("file", "backing")}
     for key, value in flatten(values).items():
         field = type(node).options_class._by_key.get(key)
@@ -232,10 +230,24 @@ def _check_unchanged(node: Node, spec: Mapping[str, Any]) -> None:
         if field.kind in ("NodeRef", "NodeRefs"):
             continue
         wanted = parse_value(field, value, key)
-        if wanted != getattr(node.options, field.name):
-            if key not in _CHANGEABLE.get(node.driver, ()):
+        old = getattr(node.options, field.name)
+        if wanted != old:
+            if key not in type(node).changeable:
                 raise OptionError("Cannot change the option '%s'" % key)
-            setattr(node.options, field.name, wanted)
+            changed[key] = type(old)(wanted, old.objects) if isinstance(old, ObjectRef) else wanted
+    return changed
+
+
+def _change_option(node: Node, key: str, value: Any) -> Any:
+    name = type(node).options_class.fields[key].name
+    before = getattr(node.options, name)
+
+    def change(wanted: Any) -> None:
+        node.change_option(key, wanted)
+        setattr(node.options, name, wanted)
+
+    change(value)
+    return lambda: change(before)
 
 
 def _change_flags(node: Node, spec: Mapping[str, Any]) -> list[Any]:

@@ -7,7 +7,7 @@ What a hook does is in the module that it imports, so that looking at an image d
 
 from __future__ import annotations
 
-from ...errors import Corrupt, Error, ReadOnly
+from ...errors import Corrupt, Error, OptionError, ReadOnly
 from ...node import Format, OpenFlags, Reference
 from ...parts import part
 from . import header as layout
@@ -37,6 +37,7 @@ class Qcow2(Format):
     """A qcow2 image. `header` is the one record of what the file's header says; `update_header` writes it."""
 
     driver = "qcow2"
+    changeable = ("lazy-refcounts",)
     options_class = Qcow2Options
     create_options = Qcow2CreateOptions
     amend_options = Qcow2AmendOptions
@@ -418,6 +419,12 @@ class Qcow2(Format):
 
             self._bitmaps = open_bitmaps(self)
         return self._bitmaps
+
+    def change_option(self, key: str, value: Any) -> None:
+        """lazy-refcounts: from the next allocation on; what was postponed before stays so until the image is clean."""
+        if value and self.header.version < 3:
+            raise OptionError("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")
+        self.lazy = bool(self.header.compatible_features & layout.LAZY_REFCOUNTS if value is None else value) and not self.flags.check
 
     def forget_bitmaps(self) -> None:
         """The image cannot have any now: what the file has of them stays there, but is not stored again."""
