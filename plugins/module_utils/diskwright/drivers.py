@@ -81,12 +81,14 @@ UNNAMED = ("vvfat",)
 FILTERS: dict[str, str] = {
     "blkdebug": "filters.blkdebug:Blkdebug",
     "blklogwrites": "filters.blklogwrites:Blklogwrites",
+    "blkreplay": "filters.absent:Blkreplay",
     "blkverify": "filters.blkverify:Blkverify",
     "compress": "filters.compress:Compress",
     "copy-before-write": "filters.copy_before_write:CopyBeforeWrite",
     "copy-on-read": "filters.copy_on_read:CopyOnRead",
     "preallocate": "filters.preallocate:Preallocate",
     "quorum": "filters.quorum:Quorum",
+    "replication": "filters.absent:Replication",
     "snapshot-access": "filters.snapshot_access:SnapshotAccess",
     "throttle": "filters.throttle:Throttle",
 }

@@ -17,7 +17,7 @@ from ..options import Options, Size, opt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterator, Mapping, Optional
+    from typing import Any, Mapping, Optional
 
     from typing_extensions import Self
 
@@ -75,15 +75,17 @@ class CopyBeforeWrite(Filter):
         for key, value in (("node", node_name), ("name", name)):
             if value is None:
                 raise OptionError("Parameter 'bitmap.%s' is missing" % key)
-        from ..bitmaps import missing
+        from ..bitmaps import all_bitmaps, missing
 
-        for node in _below(self):
-            if getattr(node, "name", None) == node_name:
-                bitmaps = node.bitmaps()
-                if bitmaps is None:
-                    raise missing(str(name))
-                return bitmaps.usable(str(name))
-        raise OptionError("Node '%s' not found" % node_name)
+        graph = self.file.graph
+        node: Optional[Node] = None if graph is None else graph.named.get(str(node_name))
+        if node is None:
+            raise OptionError("Node '%s' not found" % node_name)
+        for bitmap in all_bitmaps(node):
+            if bitmap.name == name:
+                bitmap.check_usable()
+                return bitmap
+        raise missing(str(name))
 
     def _alloc(self, offset: int, length: int) -> list[Alloc]:
         return [Alloc(offset, length, self, offset)]
@@ -110,10 +112,3 @@ class CopyBeforeWrite(Filter):
 
     def _close(self) -> None:
         self.moment.wait()
-
-
-def _below(node: Node) -> Iterator[Node]:
-    """The nodes below one, at whatever depth."""
-    for child in node.children.values():
-        yield child
-        yield from _below(child)
