@@ -492,6 +492,28 @@ SNAPSHOTS: list[Step] = [
     "query-block-exports",
 ]
 
+DRIVES: list[Step] = [
+    node("a"),
+    *[
+        step
+        for options in ({}, {"sync": "top"}, {"mode": "existing"})
+        for step in (("drive-backup", {"job-id": "b", "device": "a", "target": "d", "sync": "full", **options}), ("wait", "b", "null"))
+    ],
+    ("drive-backup", {"job-id": "b", "device": "a", "target": "e", "sync": "none", "format": "raw"}),
+    ("drive-backup", {"job-id": "b", "device": "a", "target": "nope", "sync": "full", "mode": "existing"}),
+    ("drive-backup", {"job-id": "b", "device": "a", "target": "d", "sync": "full", "format": "nope"}),
+    ("drive-backup", {"job-id": "b", "device": "zz", "target": "d", "sync": "full"}),
+    ("drive-backup", {"job-id": "b", "device": "a", "target": "/nope/x", "sync": "full"}),
+    transaction(("drive-backup", {"job-id": "b", "device": "a", "target": "d", "sync": "full", "mode": "existing"})),
+    ("wait", "b", "null"),
+    ("drive-mirror", {"job-id": "m", "device": "a", "target": "m", "sync": "full"}),
+    ("wait", "m", "ready"),
+    ("job-complete", {"id": "m"}),
+    ("wait", "m", "null"),
+    ("drive-mirror", {"job-id": "m", "device": "a", "target": "nope", "sync": "full", "mode": "existing"}),
+    "query-named-block-nodes",
+]
+
 
 def creation(driver: str, **options: Any) -> list[Step]:
     return [
@@ -535,8 +557,9 @@ EMPTY: tuple[str, ...] = ()
         ({"a": EMPTY, "t1": EMPTY}, BITMAPS),
         ({"a": EMPTY, "s": EMPTY, "t1": EMPTY}, SNAPSHOTS),
         ({}, CREATION),
+        ({"a": EMPTY}, DRIVES),
     ],
-    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots", "creation"],
+    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots", "creation", "drives"],
 )
 def test_the_same_as_qemu_storage_daemon(tmp_path: Path, images: dict[str, tuple[str, ...]], script: list[Step]) -> None:
     same(tmp_path, images, script)
@@ -696,7 +719,7 @@ def test_what_there_is_can_be_asked_for(monitor: Monitor) -> None:
 # what qemu-storage-daemon has besides: character devices, objects' properties, what is deprecated, and what needs a virtual machine
 NOT_THERE = set(
     "add-fd blockdev-set-iothread chardev-add chardev-change chardev-remove chardev-send-break device_add device_del "
-    "drive-backup drive-mirror query-chardev query-chardev-backends qom-get qom-list qom-list-properties qom-list-types qom-set "
+    "query-chardev query-chardev-backends qom-get qom-list qom-list-properties qom-list-types qom-set "
     "query-fdsets remove-fd replication x-blockdev-set-iothread x-nbd-server-add getfd closefd get-win32-socket query-yank yank "
     "query-iothreads ringbuf-read ringbuf-write query-block-latency-histogram block-latency-histogram-set nbd-server-list "
     "trace-event-get-state trace-event-set-state".split()

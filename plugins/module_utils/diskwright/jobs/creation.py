@@ -175,31 +175,39 @@ def amend(live: Live, job_id: str, node_name: str, options: Mapping[str, Any], f
     return made
 
 
-def make_overlay(live: Live, filename: str, format: str, backing: Node) -> None:
-    """Make the image `filename` of a format over a node. Raises Error in QEMU's words."""
+def make_image(live: Live, filename: str, format: str, size: int, backing: Optional[Node]) -> None:
+    """Make the image `filename` of a format, over a node or over nothing. Raises Error in QEMU's words."""
     from ..graph import parse_filename
 
     if format not in drivers.FORMATS:
         raise OptionError("Unknown file format '%s'" % format)
     cls = drivers.lookup_format(format)
     declared = getattr(cls, "create_options", None)
-    if declared is None or "backing_file" not in declared.fields:
-        raise OptionError("Format driver '%s' does not support backing files" % format)
+    if declared is None:
+        raise OptionError("Format driver '%s' does not support image creation" % format)
+    if backing is not None and "backing_file" not in declared.fields:
+        raise OptionError("Backing file not supported for file format '%s'" % format)
     spec = parse_filename(filename)["file"]
     protocol = drivers.lookup_protocol(spec["driver"])
-    values = {"size": backing.size, "backing_file": backing.filename, "backing_fmt": backing.unfiltered().driver}
+    values: dict[str, Any] = {"size": size}
+    if backing is not None:
+        values.update(backing_file=backing.filename, backing_fmt=backing.unfiltered().driver)
     record = declared.from_mapping({key: value for key, value in values.items() if key in declared.fields}).bind(live.graph.objects)
     cls.check_creation(record)
     try:
-        file_options = {"size": 0} if "size" in protocol.create_options.fields else {}
+        file_options = {"size": size if cls.plain else 0} if "size" in protocol.create_options.fields else {}
         protocol.create_file(str(spec.get("filename", filename)), protocol.create_options.from_mapping(file_options), OpenFlags(writable=True, resize=True))
     except OSError as exc:
         raise Error("Could not create '%s': %s" % (filename, exc.strerror or exc), filename=filename, errno=exc.errno) from exc
+    if cls.plain:
+        return
     flags = OpenFlags(writable=True, resize=True, perm=CONSISTENT_READ | WRITE | RESIZE)
     with live.graph.lock:
         node = live.graph.open_spec(spec, flags)
     try:
-        children = {"file": node, "backing": backing} if cls.creation_needs_backing(record) else {"file": node}
+        children = {"file": node}
+        if backing is not None and cls.creation_needs_backing(record):
+            children["backing"] = backing
         cls.create_over(children, record)
     finally:
         node.close()

@@ -56,6 +56,7 @@ class MirrorJob(BlockJob):
         self.source = source
         self.target = target
         self.granularity = granularity
+        self.fresh = False  # the target is new, and reads as zeroes
         self.softly = False  # to end without giving the target to the users of the source
         self.replaced = live.node(options.replaces) if options.replaces is not None else None
 
@@ -85,19 +86,19 @@ class MirrorJob(BlockJob):
         """Mark what is to be copied at first."""
         if self.source.size != self.target.size:
             raise Error("Source and target image have different sizes")
-        if self.options.sync == "full":
+        if self.options.sync == "full" and self.fresh:
+            self._mark_added(None)
+        elif self.options.sync == "full":
             self.top.mark(0, self.source.size)
         elif self.options.sync == "top":
             self._mark_added(self.source.unfiltered().backing)
 
     def _mark_added(self, base: Optional[Node]) -> None:
         layer = self.source.unfiltered()
-        if base is None:
-            self.top.mark(0, self.source.size)
-            return
+        base = base.unfiltered() if base is not None else None
         for offset in range(0, self.source.size, WINDOW * 16):
             with self.root.request():
-                found = chain.added(layer, base.unfiltered(), offset, min(WINDOW * 16, self.source.size - offset))
+                found = chain.added(layer, base, offset, min(WINDOW * 16, self.source.size - offset))
             for start, count in found:
                 self.top.mark(start, count)
             self.pause_point()
@@ -232,8 +233,8 @@ class MirrorJob(BlockJob):
         return {**found, "actively-synced": synced} if self.kind == "mirror" else found
 
 
-def mirror(live: Live, options: MirrorOptions) -> MirrorJob:
-    """Begin a mirror. Raises Error."""
+def mirror(live: Live, options: MirrorOptions, fresh: bool = False) -> MirrorJob:
+    """Begin a mirror; a `fresh` target reads as zeroes. Raises Error."""
     with live.lock:
         source = live.root_node(options.device)
         target = live.node(options.target)
@@ -255,6 +256,7 @@ def mirror(live: Live, options: MirrorOptions) -> MirrorJob:
         if options.sync == "top" and source.unfiltered().backing is None:
             options.sync = "full"
         job = MirrorJob(live, options, source, target, granularity or default_granularity(target))
+        job.fresh = fresh
         begin(live, job, job.begin)
         job.start()
         return job

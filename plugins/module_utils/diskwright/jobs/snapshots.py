@@ -12,7 +12,7 @@ from ..errors import Error, OptionError
 from ..hooks import ALL, OpenFlags, Snapshot
 from ..node import Node
 from ..options import Options, opt
-from .creation import make_overlay
+from .creation import make_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def snapshot_sync(live: Live, options: FileSnapshot) -> Undo:
             raise OptionError("New overlay node-name already in use")
         made = options.mode == "absolute-paths" and not os.path.lexists(options.snapshot_file)
         if options.mode == "absolute-paths":
-            make_overlay(live, options.snapshot_file, options.format, node)
+            make_image(live, options.snapshot_file, options.format, node.size, node)
         spec: dict[str, Any] = {"driver": options.format, "file": {"filename": options.snapshot_file}, "backing": None}
         if name is not None:
             spec["node-name"] = name

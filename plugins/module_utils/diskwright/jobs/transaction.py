@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..errors import Error
 from ..options import Options, opt
-from . import backup, dirty, snapshots
+from . import backup, dirty, drive, snapshots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ ACTIONS: dict[str, tuple[type[Options], Callable[[Any, Any], Any]]] = {
     "block-dirty-bitmap-disable": (dirty.BitmapName, dirty.disable),
     "block-dirty-bitmap-merge": (MergeBitmaps, _merge),
     "blockdev-backup": (backup.BackupOptions, backup.prepare_backup),
+    "drive-backup": (drive.DriveBackupOptions, drive.prepare_drive_backup),
     "blockdev-snapshot": (snapshots.OverlaySnapshot, snapshots.snapshot),
     "blockdev-snapshot-sync": (snapshots.FileSnapshot, snapshots.snapshot_sync),
     "blockdev-snapshot-internal-sync": (snapshots.InternalSnapshot, snapshots.internal_snapshot),

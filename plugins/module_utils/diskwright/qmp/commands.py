@@ -8,7 +8,7 @@ from __future__ import annotations
 from .. import __version__
 from ..description import read_node
 from ..errors import Error, OptionError
-from ..jobs import backup, commit, creation, dirty, exports, mirror, nodes, queries, snapshots, stream, transaction
+from ..jobs import backup, commit, creation, dirty, drive, exports, mirror, nodes, queries, snapshots, stream, transaction
 from ..options import Options, opt
 from .arguments import read
 from .codec import COMMAND_NOT_FOUND, QmpError
@@ -245,6 +245,8 @@ def _commands() -> list[Command]:
         Command("block-commit", commit.CommitOptions, lambda live, a: _started(commit.commit(live, a))),
         Command("blockdev-mirror", mirror.MirrorOptions, lambda live, a: _started(mirror.mirror(live, a))),
         Command("blockdev-backup", backup.BackupOptions, lambda live, a: _started(backup.backup(live, a))),
+        Command("drive-backup", drive.DriveBackupOptions, lambda live, a: _started(drive.drive_backup(live, a))),
+        Command("drive-mirror", drive.DriveMirrorOptions, lambda live, a: _started(drive.drive_mirror(live, a))),
         Command("transaction", Transaction, _transaction),
         Command("x-debug-block-dirty-bitmap-sha256", dirty.BitmapName, lambda live, a: {"sha256": dirty.sha256(live, a)}),
         Command("block-dirty-bitmap-merge", transaction.MergeBitmaps, lambda live, a: _started(dirty.merge(live, a.node, a.target, a.bitmaps))),
