@@ -8,6 +8,7 @@ import errno
 import os
 
 from ...errors import Error
+from ...node import fill_zeroes
 from .device import HostDevice
 
 _CDROM_DRIVE_STATUS = 0x5326
@@ -26,17 +27,16 @@ class HostCdrom(HostDevice):
         if not self._inserted:
             self._size = 0
 
-    def _require_medium(self) -> None:
-        if not self._inserted:
-            raise Error("%s: No medium found" % self._name, filename=self._name, errno=errno.ENOMEDIUM)
-
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
-        self._require_medium()
-        super()._pread_into(host_offset, view)
+        if self._inserted:
+            super()._pread_into(host_offset, view)
+        else:
+            fill_zeroes(view)  # it is all behind the end
 
     def write_own(self, host_offset: int, view: memoryview) -> None:
         """See Node.write_own."""
-        self._require_medium()
+        if not self._inserted:
+            raise Error("%s: No medium found" % self._name, filename=self._name, errno=errno.ENOMEDIUM)
         super().write_own(host_offset, view)
 
     def disk_size(self) -> int:

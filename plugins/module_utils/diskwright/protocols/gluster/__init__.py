@@ -90,6 +90,7 @@ class Gluster(Protocol):
     creatable = True
     growable = True
     zero_initialized = True
+    dirty = None
 
     def __init__(self, options: GlusterOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)

@@ -208,9 +208,7 @@ class Iscsi(Protocol):
     def _truncate(self, size: int, preallocation: str) -> None:
         if preallocation != "off":
             raise OptionError("Unsupported preallocation mode '%s' for iSCSI devices" % preallocation, errno=errno.ENOTSUP)
-        if size > self._size:
-            raise Error("Cannot grow iSCSI devices", filename=self.filename, errno=errno.EINVAL)
-        if size < self._size:
+        if size != self._size:
             raise Error("Cannot resize iSCSI devices", filename=self.filename, errno=errno.ENOTSUP)
 
     # -- names and creation --------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ class Nfs(Protocol):
     create_options: ClassVar[type[Options]] = NfsCreateOptions
     creatable = True
     growable = True
+    dirty = None
 
     def __init__(self, options: NfsOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
