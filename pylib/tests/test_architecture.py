@@ -67,6 +67,7 @@ FLOORS = {
     "graph_schema": 13,
     "server": 13,
     "beside": 11,
+    "describe": 11,
     "temporary": 11,
     "image": 12,
     "jobs": 14,

@@ -27,7 +27,7 @@ _HOMES = {
     "bitmap": ("commands.bitmap", "bitmap"),
     "check": ("commands.check", "check"),
     "compare": ("commands.compare", "compare"),
-    "info": ("commands.info", "info"),
+    "info": ("describe", "info"),
     "map": ("commands.map", "map_image"),
     "measure": ("commands.measure", "measure"),
     "rebase": ("commands.rebase", "rebase"),

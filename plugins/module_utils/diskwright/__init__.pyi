@@ -10,7 +10,7 @@ from .commands.compare import compare as compare
 from .commands.convert import convert as convert
 from .commands.create import create as create
 from .commands.dd import dd as dd
-from .commands.info import info as info
+from .describe import info as info
 from .commands.map import map_image as map
 from .commands.measure import measure as measure
 from .commands.rebase import rebase as rebase

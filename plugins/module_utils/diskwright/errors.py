@@ -61,6 +61,8 @@ class Locked(Error):
     """Another process uses the image in a way that excludes ours."""
 
     search: Optional[Callable[[], Optional[str]]] = None
+    permission: Optional[tuple[str, str]] = None  # what the other one does with which permission: "uses" or "does not share"
+    waited: Optional[float] = None  # seconds for which it was tried again
 
     @property
     def holder(self) -> Optional[str]:

@@ -206,13 +206,13 @@ def check(
     """Check the image `filename` and, if `repair` is "leaks" or "all", repair it and check again.
 
     Returns the last check's result together with what was fixed. With `no_io` the passphrase of an encrypted image is not
-    asked for: only metadata are checked. Raises NoCheck if the format has no check, Error or
+    asked for, and the backing file not opened: only metadata are checked. Raises NoCheck if the format has no check, Error or
     OSError if the image cannot be opened.
     """
     settings = cache_flags(cache)
     if settings is None or repair not in (None, "leaks", "all"):
         raise spec.OptionError("No such cache mode or way to repair: %s, %s" % (cache, repair))
-    flags = OpenFlags(writable=repair is not None, check=True, force_share=force_share, no_io=no_io, **settings)
+    flags = OpenFlags(writable=repair is not None, check=True, force_share=force_share, no_io=no_io, no_backing=no_io, **settings)
     with Graph(policy, objects, warn).open(filename, format, flags, image_opts) as node:
         try:
             results = [node.check(repair or "")]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from ..copy.stream import Outlet, receive
 from ..copy.transfer import SPARSE_SIZE, copy
 from ..drivers import FORMATS, PROTOCOLS
 from ..errors import Error, Unsupported
@@ -339,7 +338,7 @@ def convert(
             if not nodes:
                 raise OptionError("%s: nobody knows how large an image becomes that comes from a pipe" % target)
             streamed = _creation(target_format, "a pipe", options, sum(node.size for node in nodes), None, None)
-            with Outlet(outlet, target) as pipe, streamed.own.stream(pipe, streamed.own_record()) as node:
+            with part(__package__, ".copy.stream").Outlet(outlet, target) as pipe, streamed.own.stream(pipe, streamed.own_record()) as node:
                 copy(nodes, node, target_is_zero=True, **{**settings, "compress": True, "copy_range": False, "ordered": True})
             return
         chosen = None
@@ -363,7 +362,7 @@ def convert(
                 if inlet is not None:
                     _check_growing(type(node))
                 if feed is not None:
-                    receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
+                    part(__package__, ".copy.stream").receive(feed, node, sparse_size=settings["sparse_size"], compress=compress, progress=progress)
                 else:
                     if bitmaps and not node.stores_bitmaps:
                         raise OptionError("Format driver '%s' does not support bitmaps" % node.driver)
@@ -458,14 +457,13 @@ def _bitmaps_of(node: Node, skip_broken: bool, warn: Optional[Callable[[str], No
 
 def _changed(nodes: Sequence[Node], name: str, backing: Optional[str]) -> Node:
     """The source, of which only what its bitmap `name` has marked is to be copied. Raises Error."""
-    from ..copy.changed import Changed
-
     if len(nodes) != 1 or backing is None:
         raise OptionError("What a bitmap has marked can be copied from a single source, into an overlay of a backing file")
     bitmaps = nodes[0].bitmaps()
     if bitmaps is None:
         raise OptionError("Source lacks bitmap support")
-    return Changed(nodes[0], bitmaps.usable(name))
+    found: Node = part(__package__, ".copy.changed").Changed(nodes[0], bitmaps.usable(name))
+    return found
 
 
 def _copy_bitmaps(node: Node, recorded: Sequence[Bitmap]) -> Optional[Error]:
@@ -537,8 +535,9 @@ def _fill(node: Node, nodes: Sequence[Node], fresh: bool, overlay: bool, target_
 
 def _send(nodes: Sequence[Node], feed: Union[int, Iterator[bytes], None], outlet: int, name: str, settings: Mapping[str, Any]) -> None:
     """Write the sources into a pipe."""
-    with Outlet(outlet, name) as node:
+    stream = part(__package__, ".copy.stream")
+    with stream.Outlet(outlet, name) as node:
         if feed is not None:
-            receive(feed, node, sparse_size=0, progress=settings["progress"])
+            stream.receive(feed, node, sparse_size=0, progress=settings["progress"])
         else:
             copy(nodes, node, **{**settings, "sparse_size": 0, "copy_range": False, "threads": 1, "ordered": True})

@@ -40,7 +40,7 @@ class Content(Witness):
     def __init__(self, node: Node) -> None:
         super().__init__(ContentOptions(file=node), node.flags)
         self.filename = node.filename
-        self._lock = allocate_lock()
+        self._order = allocate_lock()
         self._digests: dict[int, bytes] = {}  # of blocks that were read, by number
         self._total = sha256()
         self._next = 0  # the first block that is not in _total
@@ -62,14 +62,14 @@ class Content(Witness):
             self._digests[(host_offset + start) // BLOCK] = sha256(view[start:stop]).digest()
             start = stop
         if len(self._digests) > AHEAD:
-            with self._lock:
+            with self._order:
                 self._advance((self._next + AHEAD) * BLOCK, None)
                 for late in [number for number in list(self._digests) if number < self._next]:
                     self._digests.pop(late, None)  # it was read again meanwhile
 
     def checksum(self, progress: Optional[Callable[[int, int], None]] = None) -> str:
         """The checksum of the whole disk, in hexadecimal digits; what was not read yet is read now. Raises Error, OSError."""
-        with self._lock:
+        with self._order:
             self._advance(self.size, progress)
         return self._total.hexdigest()
 

@@ -202,9 +202,7 @@ class Vdi(BlockFormat):
     def _check(self, repair: str) -> CheckResult:
         if repair:
             raise Unsupported("This image format does not support checks", filename=self.filename)
-        CheckResult = part(__package__, ".tally").CheckResult
-
-        result = CheckResult()
+        result: CheckResult = part(__package__, ".tally").CheckResult()
         check_map(self.blocks, self.header, result)
         return result
 

@@ -169,11 +169,10 @@ class Ova(Format):
         return self.file.disk_size()
 
     def _check(self, repair: str) -> CheckResult:
-        CheckResult = part(__package__, "..tally").CheckResult
 
         if repair:
             raise Unsupported("This image format does not support checks", filename=self.filename, errno=ENOTSUP)
-        result = CheckResult()
+        result: CheckResult = part(__package__, "..tally").CheckResult()
         for line in self.verify():
             result.say("ERROR: " + line)
             result.corruptions += 1

@@ -143,7 +143,8 @@ def _upgrade(image: Qcow2) -> None:
 
 def _complete_snapshots(image: Qcow2) -> tuple[int, int]:
     """Write the snapshot table at another place if entries lack what version 3 demands; its offset, and the clusters of the old one."""
-    from .snapshots import pack_table, read_snapshots
+    from .snapshot_changes import pack_table
+    from .snapshots import read_snapshots
 
     header, size = image.header, image.cluster_size
     snapshots, length = read_snapshots(image) if header.nb_snapshots else ([], 0)

@@ -485,17 +485,18 @@ class Qcow2(Format):
         return list_snapshots(self)
 
     def _create_snapshot(self, name: str, like: Optional[Snapshot]) -> Snapshot:
-        from .snapshots import create_snapshot
+        create_snapshot = part(__package__, "snapshot_changes").create_snapshot
 
-        return create_snapshot(self, name, like)
+        made: Snapshot = create_snapshot(self, name, like)
+        return made
 
     def _apply_snapshot(self, name: str) -> None:
-        from .snapshots import apply_snapshot
+        apply_snapshot = part(__package__, "snapshot_changes").apply_snapshot
 
         apply_snapshot(self, name)
 
     def _delete_snapshot(self, name: str, id: Optional[str]) -> None:
-        from .snapshots import delete_snapshot
+        delete_snapshot = part(__package__, "snapshot_changes").delete_snapshot
 
         delete_snapshot(self, name, id)
 

@@ -240,9 +240,7 @@ class Vhdx(BlockFormat):
         return found
 
     def _check(self, repair: str) -> CheckResult:
-        CheckResult = part(__package__, "..tally").CheckResult
-
-        result = CheckResult()
+        result: CheckResult = part(__package__, "..tally").CheckResult()
         if self.replayed:
             result.corruptions_fixed += 1
             self.replayed = False

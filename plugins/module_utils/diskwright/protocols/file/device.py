@@ -43,6 +43,7 @@ class HostDevice(File):
     driver = "host_device"
     create_options: ClassVar[type[Options]] = HostDeviceCreateOptions
     growable = False
+    fixed = True
     zero_initialized = False
 
     def _examine(self) -> None:

@@ -114,6 +114,8 @@ def _locked(message: str, filename: str, fd: int, byte: int, asks: bool = True) 
     exc = Locked(message, filename=filename, errno=errno.EAGAIN, hint=hint)
     status = os.fstat(fd)
     exc.search = lambda: holder((status.st_dev, status.st_ino), byte, fd)
+    place = byte - NOT_SHARED if byte >= NOT_SHARED else byte - IN_USE
+    exc.permission = ("does not share" if byte >= NOT_SHARED else "uses", NAMES[place])
     return exc
 
 
@@ -143,6 +145,27 @@ def holder(file: tuple[int, int], byte: int, own: int = -1) -> Optional[str]:
                         return "%s (process %s)" % (comm.read().strip(), process)
             except OSError:
                 continue
+    return _in_table(file, byte)
+
+
+def _in_table(file: tuple[int, int], byte: int) -> Optional[str]:
+    """The same by the table of all locks, which names the owners of POSIX locks only, and shows everybody that there is one."""
+    place = "%02x:%02x:%d" % (os.major(file[0]), os.minor(file[0]), file[1])
+    try:
+        with open("/proc/locks", encoding="utf-8") as table:
+            rows = [line.split() for line in table]
+    except OSError:
+        return None
+    for words in rows:  # "1: OFDLCK ADVISORY READ -1 fe:00:12 100 101"
+        if "->" in words or len(words) < 8 or words[5] != place:
+            continue
+        if int(words[6]) <= byte and (words[7] == "EOF" or byte <= int(words[7])):
+            process = words[4]
+            try:
+                with open("/proc/%s/comm" % process, encoding="utf-8", errors="replace") as comm:
+                    return "%s (process %s)" % (comm.read().strip(), process)
+            except OSError:
+                return "a process of another user"
     return None
 
 
