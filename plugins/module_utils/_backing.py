@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from . import _policy, _progress
 from ._plan import Refusal, Step
 from .diskwright.parts import part
 
@@ -14,19 +15,12 @@ if TYPE_CHECKING:
     from typing import Any, Mapping, Optional
 
     from ._encryption import Address
-    from .diskwright.node import Format, OpenFlags
+    from .diskwright.node import Format
 
     State = Mapping[str, Any]
 
 
 # -- what is -------------------------------------------------------------------------------------------------------
-
-
-def looking() -> OpenFlags:
-    """How an image is opened whose metadata alone are of interest, whoever else uses it."""
-    from .diskwright.node import OpenFlags
-
-    return OpenFlags(no_backing=True, no_io=True, force_share=True)
 
 
 def describe(path: str, name: Optional[str], format: Optional[str] = None) -> Optional[dict[str, Any]]:
@@ -36,9 +30,11 @@ def describe(path: str, name: Optional[str], format: Optional[str] = None) -> Op
     full = os.path.join(os.path.dirname(os.path.abspath(path)), name)
     if not os.path.exists(full):
         return None
-    from .diskwright.commands.info import info
+    from .diskwright.describe import info
 
-    chain = info(full, format=format, backing_chain=True, force_share=True)
+    chain = info(full, format=format, backing_chain=True, force_share=True, policy=_policy.current())
+    for record in chain:
+        _policy.check_size(record.filename, record.virtual_size)
     return {"format": chain[0].format, "size": chain[0].virtual_size, "chain": [os.path.realpath(record.filename) for record in chain]}
 
 
@@ -48,14 +44,37 @@ def observe(path: str, node: Format, want: State) -> dict[str, Any]:
     `_new` describes the backing file that is wanted; `_moved` is whether it is the present one at a new place: that is gone from
     its old place, or the two names hold the same content; `_data` is whether the image holds anything itself.
     """
-    facts: dict[str, Any] = {"_new": None, "_moved": False, "_data": False}
+    facts: dict[str, Any] = {"_new": None, "_moved": False, "_data": False, "_own": None, "_below": None}
     new, old = want["backing_file"], node.backing_filename
     if new is not None and (old is None or not same_file(path, old, new) or want["backing_format"] not in (None, node.backing_format)):
         facts["_new"] = describe(path, new, want["backing_format"] or (node.backing_format if want["rebase"] == "moved" else None))
-        facts["_moved"] = want["rebase"] == "moved" and old is not None and _moved(path, old, new)
+        facts["_moved"] = want["rebase"] == "moved" and old is not None and _moved(path, node, old, new)
+        if want["rebase"] == "safe":
+            facts["_below"] = _bytes_below(path, node)
+    if want["flatten"] and old is not None:
+        facts["_below"] = _bytes_below(path, node)
     if want["commit"]:
-        facts["_data"] = _holds_data(node)
+        from ._extents import own_bytes
+
+        facts["_own"] = own_bytes(node)
+        facts["_data"] = facts["_own"] > 0 or _holds_data(node)
     return facts
+
+
+def _bytes_below(path: str, node: Format) -> Optional[int]:
+    """How many bytes of data the image has from its backing files; None where those are encrypted, or gone."""
+    from ._extents import data_bytes, own_bytes
+    from .diskwright.errors import Error
+    from .diskwright.graph import open_image
+    from .diskwright.node import OpenFlags
+
+    if node.encrypted:
+        return None
+    try:
+        with open_image(os.path.abspath(path), node.driver, OpenFlags(force_share=True), policy=_policy.current()) as whole:
+            return max(0, data_bytes(whole) - own_bytes(node))
+    except Error:
+        return None  # whatever is wrong shows when it is done
 
 
 def same_file(path: str, name: str, other: str) -> bool:
@@ -64,8 +83,9 @@ def same_file(path: str, name: str, other: str) -> bool:
     return os.path.normpath(os.path.join(folder, name)) == os.path.normpath(os.path.join(folder, other))
 
 
-def _moved(path: str, old: str, new: str) -> bool:
-    from .diskwright.graph import protocol_prefix
+def _moved(path: str, node: Format, old: str, new: str) -> bool:
+    from .diskwright.graph import parse_filename, protocol_prefix
+    from .diskwright.node import Reference
 
     if same_file(path, old, new) or protocol_prefix(old) is not None:
         return False
@@ -75,9 +95,11 @@ def _moved(path: str, old: str, new: str) -> bool:
         return False
     if not os.path.exists(old) or os.path.samefile(old, new):
         return True  # two names of one file, or nothing left to compare with
+    policy = _policy.current()
+    policy.admit(node, Reference("backing", node.backing_filename or "", node.backing_format), parse_filename(old))
     compare = part(__package__, "diskwright.commands.compare").compare
 
-    return bool(compare(old, new, strict=False, force_share=True).identical)
+    return bool(compare(old, new, format1=node.backing_format, strict=False, force_share=True, policy=policy, progress=_progress.tell).identical)
 
 
 def _holds_data(node: Format) -> bool:
@@ -142,10 +164,10 @@ def _rebase(want: State, have: State, address: Address, new: Optional[str], form
     def run() -> None:
         rebase = part(__package__, "diskwright.commands.rebase").rebase
 
-        rebase(address.name, new, backing_format=format, unsafe=unsafe, **address.arguments)
+        rebase(address.name, new, backing_format=format, unsafe=unsafe, progress=_progress.tell, **address.arguments)
 
     change = {"backing_file": new, "backing_format": format, "_data": True}
-    return Step("rebase", want["path"], why, argv, change, run)
+    return Step("rebase", want["path"], why, argv, change, run, cost=0 if unsafe else have.get("_below"))
 
 
 def commit(want: State, have: State, moved: bool, address: Address) -> list[Step]:
@@ -160,7 +182,7 @@ def commit(want: State, have: State, moved: bool, address: Address) -> list[Step
     def run() -> None:
         bring_down = part(__package__, "diskwright.commands.commit").commit
 
-        bring_down(address.name, **address.arguments)
+        bring_down(address.name, progress=_progress.tell, **address.arguments)
 
     argv = ["qemu-img", "commit", *address.words, address.operand]
-    return [Step("commit", path, "it holds data that should be in '%s'" % backing, argv, {"_data": False}, run)]
+    return [Step("commit", path, "it holds data that should be in '%s'" % backing, argv, {"_data": False}, run, cost=have.get("_own"))]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from . import _policy
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -64,7 +65,7 @@ def _open(path: str, format: Optional[str]) -> Node:
     from .diskwright.graph import open_image
     from .diskwright.node import OpenFlags
 
-    return open_image(os.path.abspath(path), format, OpenFlags(no_backing=True, no_io=True, force_share=True))
+    return open_image(os.path.abspath(path), format, OpenFlags(no_backing=True, no_io=True, force_share=True), policy=_policy.current())
 
 
 def _kind(node: Node) -> str:
@@ -203,7 +204,8 @@ def _step(want: State, actions: list[tuple[str, str]], reasons: list[str], bitma
             source_format=want["source_format"] if other is not None else None,
             format=want["format"],
             no_io=True,
+            policy=_policy.current(),
         )
 
     change = {"bitmap": bitmap, "_merged": (bitmap or {}).get("dirty_bytes")}
-    return Step("bitmap", want["path"], ", ".join(reasons), [*argv, want["path"], want["name"]], change, run)
+    return Step("bitmap", want["path"], ", ".join(reasons), [*argv, want["path"], want["name"]], change, run, cost=0)

@@ -7,5 +7,5 @@ from __future__ import annotations
 
 from . import _bundle_reading
 from .diskwright.formats.parallels import extension
-from .diskwright.formats.qcow2 import discard, resize, switch, write
+from .diskwright.formats.qcow2 import discard, resize, snapshot_changes, write
 from .diskwright.protocols.file import preallocate

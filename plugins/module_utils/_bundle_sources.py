@@ -5,4 +5,4 @@
 
 from __future__ import annotations
 
-from .diskwright.formats import bochs, cloop, dmg, ova, wrapped
+from .diskwright.formats import dmg, ova, wrapped

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from . import _extents, _options
 from .diskwright.commands import map as map_command
 from .diskwright.commands import measure as measure_command
+from .diskwright.copy import content
+from .diskwright.formats import bochs, cloop
 from .diskwright.formats.qcow2 import measure

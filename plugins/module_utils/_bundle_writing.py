@@ -8,7 +8,6 @@ from __future__ import annotations
 from . import _bundle_reading
 from .diskwright.commands import amend, commit, compare, create, rebase, resize
 from .diskwright.copy import overlay
-from .diskwright.formats.parallels import extension
 from .diskwright.formats.qcow2 import amend as amending
 from .diskwright.formats.qcow2 import backing, discard, write
 from .diskwright.formats.qcow2 import create as making

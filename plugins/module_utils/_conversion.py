@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 
-from . import _record
-from .diskwright.beside import beside
-from ._disk import observe as observe_disk
-from ._encryption import KEY, Address, Encryption
+from . import _content, _policy, _progress, _record
+from ._encryption import BACKING_KEY, KEY, SOURCE_KEY, Address, Encryption, key_of, opening
+from ._look import observe as observe_disk
 from ._options import ENCRYPTION, checked, joined, virtual_size
 from ._plan import Refusal, Step
+from .diskwright.beside import beside
 from .diskwright.parts import part
 
 TYPE_CHECKING = False
@@ -25,9 +25,18 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
     """The wanted state from the module's parameters, checked. Raises OptionError."""
     if os.path.realpath(params["dest"]) in map(os.path.realpath, params["src"]):
         raise Refusal("%s is source and destination at once" % params["dest"])
-    if len(params["src"]) > 1 and params["up_to_date"] == "content":
-        raise Refusal("up_to_date=content needs a single source")
-    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format", "changed", "disk", "verify_manifest")
+    if not params["src"]:
+        raise Refusal("src: at least one image is needed")
+    for key, name in (("up_to_date", "content"), ("up_to_date", "checksum"), ("content_checksum", True), ("content_file", True)):
+        if len(params["src"]) > 1 and params[key] == name:
+            raise Refusal("%s=%s needs a single source" % (key, str(name).lower()))
+    if params["content_checksum"] and params["changed"] is not None:
+        raise Refusal("content_checksum is that of a whole disk, of which changed copies a part")
+    for key in ("src_encryption", "backing_encryption"):
+        if params[key] is not None and (len(params["src"]) > 1 or params["src_format"] is None):
+            raise Refusal("%s needs a single source, and its src_format" % key)
+    keys = ("src", "src_format", "dest", "format", "compress", "up_to_date", "replace", "backing_file", "backing_format", "changed", "disk")
+    keys += ("verify_manifest", "content_checksum", "content_file", "src_encryption", "backing_encryption")
     from .diskwright.drivers import lookup_format
 
     options = checked(params["format"], params["options"], ("size", "backing_file", "backing_fmt", *ENCRYPTION))
@@ -59,12 +68,21 @@ def names(want: State) -> list[str]:
     paths = [os.path.abspath(path) for path in want["src"]]
     chosen = {"disk": want["disk"], "verify": "on" if want["verify_manifest"] else None}
     given = {key: value for key, value in chosen.items() if value is not None}
+    if want["src_encryption"] is not None:
+        given[key_of(want["src_format"])] = SOURCE_KEY
+    if want["backing_encryption"] is not None:
+        given["backing." + key_of(None)] = BACKING_KEY
     if not given:
         return paths
     from .diskwright.json_text import dumps
 
     package = {"driver": want["src_format"], **given}
     return ["json:" + dumps({**package, "file": {"driver": "file", "filename": path}}) for path in paths]
+
+
+def secrets(want: State) -> dict[str, Any]:
+    """What opens the sources and their backing files."""
+    return {**opening(want["src_encryption"], SOURCE_KEY), **opening(want["backing_encryption"], BACKING_KEY)}
 
 
 def _algorithm(checksum: str) -> str:
@@ -97,18 +115,20 @@ def request(want: State) -> dict[str, Any]:
     """What of the wanted state decides what the destination looks like."""
     form = {key: want[key] for key in ("src_format", "checksum", "format", "options", "size", "compress", "backing_file", "backing_format")}
     form.update((key, want[key]) for key in ("changed", "disk") if want[key] is not None)
+    form.update((key, True) for key in ("content_file",) if want[key])
     return form if want["encryption"] is None else {**form, "encrypted": True}
 
 
 def identities(want: State) -> list[dict[str, Any]]:
     """What tells the present versions of the sources and their backing files from others, without reading them. Raises
     Error and OSError."""
-    from .diskwright.commands.info import info
+    from .diskwright.describe import info
 
     found: list[dict[str, Any]] = []
-    quick = {**want, "verify_manifest": False}
+    quick = {**want, "verify_manifest": False, "src_encryption": None, "backing_encryption": None}  # looking takes no passphrase
     for name in names(quick):
-        for record in info(name, format=want["src_format"], backing_chain=True, force_share=True):
+        for record in info(name, format=want["src_format"], backing_chain=True, force_share=True, policy=_policy.current()):
+            _policy.check_size(record.filename, record.virtual_size)
             for path in dict.fromkeys(map(os.path.realpath, _files(record.as_dict()))):
                 identity: dict[str, Any] = {"path": path}
                 if os.path.exists(path):  # else it is no plain file, and its name must do
@@ -129,13 +149,42 @@ def observe(want: State) -> dict[str, Any]:
     have = observe_disk(want["dest"])
     if have["state"] == "absent":
         identities(want)  # a source that is missing or no image is an error in check mode too
-        return {**have, "current": False, "_reason": "it does not exist"}
+        return {**have, "current": False, "_reason": "it does not exist", "_data": _data(want)}
     reason = _difference_in_form(want, have)
     if not reason and want["up_to_date"] == "source":
         reason = _difference_from_record(want)
     elif not reason and want["up_to_date"] == "content":
         reason = _difference_in_content(want)
-    return {**have, "current": not reason, "_reason": reason}
+    elif not reason and want["up_to_date"] == "checksum":
+        reason = _content.difference(want["dest"], lambda: _content.of_source(want["src"][0], lambda: _open_source(want)))
+    return {**have, "current": not reason, "_reason": reason, "_data": _data(want) if reason else 0}
+
+
+def _open_source(want: State) -> Any:
+    from .diskwright.graph import open_image
+    from .diskwright.node import OpenFlags
+
+    name = names(want)[0]
+    format = None if name.startswith("json:") else want["src_format"]
+    return open_image(name, format, OpenFlags(force_share=True), policy=_policy.current(), objects=secrets(want))
+
+
+def _data(want: State) -> Optional[int]:
+    """How many bytes of data the sources hold; None where that cannot be told without reading them. Raises Denied for more than the
+    task allows."""
+    from ._extents import data_bytes
+
+    if want["changed"] is not None or want["verify_manifest"]:
+        return None
+    total = 0
+    for path in want["src"]:
+        with _open_source({**want, "src": [path]}) as node:
+            if node.streamed:
+                return None
+            content = data_bytes(node)
+            _policy.check_expansion(path, content, os.path.getsize(path))
+            total += content
+    return total
 
 
 def _difference_in_form(want: State, have: State) -> str:
@@ -170,7 +219,11 @@ def _difference_in_content(want: State) -> str:
 
     dest = Address(want["dest"], want["format"], want["encryption"])
     formats = {"format1": want["src_format"], "format2": dest.arguments["format"]}
-    result = compare(names(want)[0], dest.name, objects=dest.arguments["objects"], force_share=True, **formats)
+    name = names(want)[0]
+    if name.startswith("json:"):
+        formats["format1"] = None
+    objects = {**secrets(want), **(dest.arguments["objects"] or {})}
+    result = compare(name, dest.name, objects=objects, force_share=True, policy=_policy.current(), progress=_progress.tell, **formats)
     return "" if result.identical else "its content is different"
 
 
@@ -200,23 +253,25 @@ def plan(want: State, have: State) -> list[Step]:
         address = Address(dest, want["format"], encryption)
         more.append(["qemu-img", "resize", *address.words, address.operand, str(want["size"])])
     sources = want["src"] if names(want)[0][:5] != "json:" else names(want)
-    return [Step("convert", dest, have["_reason"], [*argv, *sources, dest], change, lambda: _run(want, options), more)]
+    return [Step("convert", dest, have["_reason"], [*argv, *sources, dest], change, lambda: _run(want, options), more, cost=have.get("_data"))]
 
 
 def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
     """Convert beside the final name, write down what it was made from, and rename."""
     from .diskwright.commands.convert import convert
-    resize = part(__package__, "diskwright.commands.resize").resize
 
+    resize = part(__package__, "diskwright.commands.resize").resize
     dest = os.path.abspath(want["dest"])
     sources = identities(want)
     if want["checksum"] is not None:
         _verify(want["src"][0], want["checksum"])
+    found: list[str] = []
+    source_names = names(want)
     with beside(dest, want["private"]) as temporary:
         convert(
-            names(want),
+            source_names,
             temporary,
-            format=want["src_format"],
+            format=None if source_names[0].startswith("json:") else want["src_format"],
             target_format=want["format"],
             options=options,
             compress=want["compress"],
@@ -224,7 +279,10 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
             backing_format=want["backing_format"],
             changed=want["changed"],
             target_cache="writeback" if temporary == dest else "unsafe",
-            objects=want["encryption"].objects if want["encryption"] else None,
+            objects={**secrets(want), **(want["encryption"].objects if want["encryption"] else {})},
+            policy=_policy.current(),
+            content=found.append if want["content_checksum"] or want["content_file"] or want["up_to_date"] == "checksum" else None,
+            progress=_progress.tell,
         )
         if want["size"] is not None:
             address = Address(temporary, want["format"], want["encryption"])
@@ -233,4 +291,9 @@ def _run(want: State, options: Optional[str]) -> Mapping[str, Any]:
             raise Refusal("%s was changed while it was being converted" % ", ".join(want["src"]))
         if temporary != dest:
             _record.write(dest, temporary, {"request": _record.digest(request(want)), "sources": _record.digest(sources)})
-    return {"bytes": os.stat(dest).st_blocks * 512}
+    result: dict[str, Any] = {"bytes": os.stat(dest).st_blocks * 512}
+    if found:
+        result["content_checksum"] = found[0]
+        if want["content_file"] or want["up_to_date"] == "checksum":
+            _content.write(dest, found[0])
+    return result

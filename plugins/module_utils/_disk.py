@@ -5,29 +5,31 @@
 from __future__ import annotations
 
 import os
+import stat
 
-from . import _backing, _encryption
-from ._options import OWN, amendable, checked, created_size, joined, stored, virtual_size
+from . import _backing, _encryption, _policy, _progress
+from ._look import described, opened
+from ._options import OWN, amendable, checked, created_size, joined, virtual_size
 from ._plan import Refusal, Step, after
 from .diskwright.parts import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional
+    from typing import Any, Mapping, Optional, Sequence
+
+    from .diskwright.node import Format
 
     State = Mapping[str, Any]
 
 # parameters that are taken as they are
 PLAIN = ("state", "path", "format", "backing_file", "backing_format", "preallocation", "allow_shrink", "rebase", "allow_unsafe_rebase")
-PLAIN += ("flatten", "commit", "allow_backing_change", "allow_data_file_change")
+PLAIN += ("flatten", "commit", "allow_backing_change", "allow_data_file_change", "allow_convert")
 UNTOLD = {"lazy_refcounts": "off", "data_file_raw": "off", "extended_l2": "off"}  # what an image has that tells nothing of it
 VERSION_3 = {"lazy_refcounts": "off", "extended_l2": "off"}  # what only images with compat=1.1 tell, and have at first
 
 
 def exists(path: str) -> dict[str, Any]:
     """The state of `path` as far as removing it needs to know: an image that is damaged can be removed too."""
-    import stat
-
     if not os.path.lexists(path):
         return {"state": "absent"}
     if not stat.S_ISREG(os.lstat(path).st_mode) and not os.path.islink(path):
@@ -44,24 +46,46 @@ def observe(path: str, want: Optional[State] = None) -> dict[str, Any]:
     """
     if not os.path.lexists(path):
         return {"state": "absent", "_backing": _backing.describe(path, want["backing_file"], want["backing_format"]) if want else None}
-    if not os.path.exists(path):
-        raise Refusal("%s is a symbolic link to %s, which does not exist" % (path, os.path.realpath(path)))
-    from .diskwright.graph import open_image
-
-    with open_image(os.path.abspath(path), flags=_backing.looking()) as node:
-        have = {
-            "state": "present",
-            "format": node.driver,
-            "size": node.size,
-            "backing_file": node.backing_filename,
-            "backing_format": node.backing_format,
-            "options": stored(node),
-            **_encryption.observe(node, want["encryption"] if want and node.driver == want["format"] else None),
-        }
+    with opened(path) as node:
+        have = described(node, want["encryption"] if want and node.driver == want["format"] else None)
         if want:
             bitmaps = node.bitmaps() if want["options"].get("compat") == "0.10" else None
             have.update(_backing.observe(path, node, want), _amendable=amendable(node), _bitmaps=bool(bitmaps and bitmaps.all))
+            have["_preallocated"] = _is_preallocated(path, node, want["preallocation"])
+            if want["allow_convert"]:
+                from ._extents import own_bytes
+
+                bitmaps = node.bitmaps()
+                have["_lost"] = _lost(node.snapshots(), bitmaps.all if bitmaps else ())
+                have["_stored"] = own_bytes(node) if not node.encrypted else None
         return have
+
+
+def _is_preallocated(path: str, node: Format, mode: str) -> bool:
+    """Whether the image has the room in advance that `mode` asks for, as far as its format lets one see it."""
+    from .diskwright.extent import ALLOCATED
+
+    if mode == "off" or node.driver not in ("raw", "qcow2"):
+        return True
+    if mode != "metadata":
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return True
+        if status.st_blocks * 512 < node.size:
+            return False
+    position = 0
+    while node.driver == "qcow2" and position < node.size:
+        for extent in node.block_status(position, node.size - position, False, 1024):
+            if not extent.status & ALLOCATED:
+                return False
+            position = extent.offset + extent.length
+    return True
+
+
+def _lost(snapshots: Sequence[Any], bitmaps: Sequence[Any]) -> list[str]:
+    """What a conversion would not take along."""
+    found = ["%d internal snapshots" % len(snapshots)] if snapshots else []
+    return [*found, "%d dirty bitmaps" % len(bitmaps)] if bitmaps else found
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,10 +105,20 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
     if params["flatten"] and params["commit"]:
         raise Refusal("flatten and commit exclude each other: what an image holds is either its own or its backing file's")
     encryption = params["encryption"]
-    want = {key: params[key] for key in PLAIN}
+    want = {key: params.get(key, False) for key in PLAIN}
     want.update(size=created_size(params["format"], virtual_size(params["size"]), options), options=options, private=params["mode"] is not None)
     want["encryption"] = None if encryption is None else _encryption.Encryption(encryption, cls)
+    want["backing_encryption"] = params.get("backing_encryption")
+    if want["backing_encryption"] is not None and params["flatten"] is False and params["commit"] is False and params["rebase"] != "safe":
+        raise Refusal("backing_encryption opens the backing file for flatten, commit and rebase=safe, and is for nothing else")
     return want
+
+
+def named_files(params: Mapping[str, Any]) -> list[str]:
+    """The files that the parameters of one image name besides itself, which they so allow to be opened."""
+    folder = os.path.dirname(os.path.abspath(params["path"]))
+    names = [params.get("backing_file"), (params.get("options") or {}).get("data_file")]
+    return [os.path.join(folder, name) for name in names if isinstance(name, str) and name]
 
 
 def plan(want: State, have: State) -> list[Step]:
@@ -96,21 +130,126 @@ def plan(want: State, have: State) -> list[Step]:
         if want["commit"] and want["backing_file"] is None:
             raise Refusal("%s would have no backing file that commit could write into" % path)
         return [_create(want, have)]
-    if want["format"] != have["format"]:
-        raise Refusal(
-            "%s is a %s image and %s is wanted: convert it with diskwright.images.image_convert, or remove it first"
-            % (path, have["format"], want["format"])
-        )
-    keys = _encryption.plan(want, have)
-    address = _encryption.Address(path, want["format"], want["encryption"])
+    keys = _encryption.plan(want, have) if want["format"] == have["format"] else []
+    made = _conversion(want, have)
+    have = after(have, made)
+    given = want.get("backing_encryption")
+    backing = None if given is None else _encryption.Backing(given, have["backing_format"])
+    address = _encryption.Address(path, want["format"], want["encryption"], backing=backing)
     rebased = _backing.plan(want, have, address)
     have = after(have, rebased)
     if want["commit"] and have["backing_file"] is None:
         raise Refusal("%s has no backing file that commit could write into" % path)
-    steps = [*rebased, *_amendment(want, have, address), *_resize(want, have, address), *_backing.commit(want, have, bool(rebased), address)]
-    if steps and have["encryption"] is not None and want["encryption"] is None:
-        raise Refusal("%s is encrypted: changing it (%s) needs encryption.passphrase" % (path, ", ".join(step.verb for step in steps)))
-    return keys + steps
+    amended = _amendment(want, have, address)
+    resized = _resize(want, have, address)
+    steps = [*rebased, *amended, *resized, *_preallocation(want, after(have, resized)), *_backing.commit(want, have, bool(rebased), address)]
+    if (steps or made) and have["encryption"] is not None and want["encryption"] is None:
+        verbs = ", ".join(step.verb for step in made + steps)
+        raise Refusal("%s is encrypted: changing it (%s) needs encryption.passphrase" % (path, verbs))
+    return keys + made + steps
+
+
+def _fixed(want: State, have: State) -> dict[str, str]:
+    """The options that are wanted otherwise and cannot be changed in place, with what they are."""
+    found = {}
+    for key, value in want["options"].items():
+        present = have["options"].get(key, UNTOLD.get(key))
+        if present == value or (present is None and key not in have["_amendable"]):
+            continue
+        if key not in have["_amendable"] or (key == "data_file" and present is None) or (key == "data_file_raw" and value == "on"):
+            found[key] = present
+    return found
+
+
+def _conversion(want: State, have: State) -> list[Step]:
+    """The step that makes the image anew from itself, where nothing less will do. Raises Refusal where that may not or cannot be."""
+    path, fixed = want["path"], {}
+    if want["format"] != have["format"]:
+        why = "it is a %s image and %s is wanted" % (have["format"], want["format"])
+        refusal = "%s is a %s image and %s is wanted: that takes a conversion, which needs allow_convert" % (path, have["format"], want["format"])
+    else:
+        fixed = _fixed(want, have)
+        for key, present in fixed.items():
+            if not want["allow_convert"] or key in ("data_file", "data_file_raw"):
+                text = "%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, want["options"][key])
+                raise Refusal(text if key in ("data_file", "data_file_raw") else text + ", and a conversion needs allow_convert")
+        why = "it has " + ", ".join("%s=%s" % pair for pair in fixed.items())
+        refusal = ""
+        if not fixed and (have.get("_preallocated", True) or want["format"] == "raw" or not want["allow_convert"]):
+            return []
+        if not fixed:
+            why = "it has not the room in advance that preallocation=%s asks for" % want["preallocation"]
+    if not want["allow_convert"]:
+        raise Refusal(refusal)
+    if have["_lost"]:
+        raise Refusal("%s has %s, which a conversion would lose" % (path, " and ".join(have["_lost"])))
+    if have["encryption"] is not None or want["encryption"] is not None:
+        raise Refusal("%s: an encrypted image is not converted in its place: use image_convert" % path)
+    if "data_file" in have["options"]:
+        raise Refusal("%s has an external data file, and is not converted in its place" % path)
+    return [_convert(want, have, why)]
+
+
+def _convert(want: State, have: State, why: str) -> Step:
+    path, backing, format = want["path"], have["backing_file"], have["backing_format"]
+    from .diskwright.drivers import lookup_format
+
+    options = dict(want["options"])
+    if want["format"] == have["format"]:
+        told = {key: value for key, value in have["options"].items() if key not in ("compression_type",)}
+        options = {**told, **options}
+    if backing is not None and not lookup_format(want["format"]).supports_backing:
+        raise Refusal("%s has a backing file, and a %s image cannot have one: flatten it first" % (path, want["format"]))
+    if want["preallocation"] != "off":
+        options["preallocation"] = want["preallocation"]
+    text = joined(options)
+    argv = ["qemu-img", "convert", "-f", have["format"], "-O", want["format"], *(["-o", text] if text else [])]
+    if backing is not None:
+        argv += ["-B", backing, *(["-F", format] if format else [])]
+
+    def run() -> None:
+        from .diskwright.beside import beside
+
+        convert = part(__package__, "diskwright.commands.convert").convert
+        full = os.path.abspath(path)
+        before = os.stat(full)
+        with beside(path) as temporary:
+            convert(
+                [full],
+                temporary,
+                format=have["format"],
+                target_format=want["format"],
+                options=text,
+                backing=backing,
+                backing_format=format,
+                policy=_policy.current(),
+                progress=_progress.tell,
+            )
+            now = os.stat(full)
+            if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
+                raise Refusal("%s was changed while it was being converted" % path)
+
+    kept = have["options"] if want["format"] == have["format"] else {}
+    change = {"format": want["format"], "options": {**kept, **want["options"]}, "_preallocated": True, "_amendable": list(want["options"])}
+    return Step("convert", path, why, [*argv, path, path + ".new"], change, run, [["mv", path + ".new", path]], cost=have["_stored"])
+
+
+def _preallocation(want: State, have: State) -> list[Step]:
+    """The step that gives a raw image its room; other formats have it from their conversion."""
+    if have.get("_preallocated", True) or have["format"] != "raw":
+        return []
+    path = want["path"]
+
+    def run() -> None:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(handle, 0, have["size"])
+        finally:
+            os.close(handle)
+
+    why = "it has not the room in advance that preallocation=%s asks for" % want["preallocation"]
+    argv = ["fallocate", "-l", str(have["size"]), path]
+    return [Step("allocate", path, why, argv, {"_preallocated": True}, run, cost=have["size"])]
 
 
 def _remove(path: str) -> Step:
@@ -154,25 +293,32 @@ def _create(want: State, have: State) -> Step:
         create = part(__package__, "diskwright.commands.create").create
 
         with beside(path, want["private"]) as temporary:
-            create(temporary, want["size"], format=want["format"], options=text, backing=want["backing_file"], backing_format=format, objects=objects)
+            create(
+                temporary,
+                want["size"],
+                format=want["format"],
+                options=text,
+                backing=want["backing_file"],
+                backing_format=format,
+                objects=objects,
+                policy=_policy.current(),
+            )
 
     change = {key: want[key] for key in ("state", "format", "backing_file", "options")}
     change.update(size=size, backing_format=format, encryption=None, _data=False, _bitmaps=False, _amendable=list(want["options"]))
     if encryption is not None:
         change.update(encryption="luks", key_slots=1, _slots=[0], _old_slots=[])
-    return Step("create", path, why, argv, change, run)
+    cost = size if want["preallocation"] in ("falloc", "full") else 0
+    return Step("create", path, why, argv, change, run, cost=cost)
 
 
 def _amendment(want: State, have: State, address: _encryption.Address) -> list[Step]:
-    """The step that changes options in place. Raises Refusal for those that cannot be changed."""
+    """The step that changes options in place. Raises Refusal for those that may not be changed."""
     path, changes = want["path"], {}
     for key, value in want["options"].items():
         present = have["options"].get(key, UNTOLD.get(key))
         if present == value or (present is None and key not in have["_amendable"]):
             continue
-        fixed = key not in have["_amendable"] or (key == "data_file" and present is None) or (key == "data_file_raw" and value == "on")
-        if fixed:
-            raise Refusal("%s has %s=%s and %s is wanted: that cannot be changed in place" % (path, key, present, value))
         if key == "data_file" and not want["allow_data_file_change"]:
             raise Refusal("%s has data_file=%s: naming another one changes what it reads as, and needs allow_data_file_change" % (path, present))
         changes[key] = value
@@ -189,10 +335,10 @@ def _amendment(want: State, have: State, address: _encryption.Address) -> list[S
     def run() -> None:
         amend = part(__package__, "diskwright.commands.amend").amend
 
-        amend(address.name, text, **address.arguments)
+        amend(address.name, text, progress=_progress.tell, **address.arguments)
 
     why = "it has " + ", ".join("%s=%s" % (key, have["options"].get(key, UNTOLD.get(key))) for key in changes)
-    return [Step("amend", path, why, ["qemu-img", "amend", *address.words, "-o", text, address.operand], {"options": options}, run)]
+    return [Step("amend", path, why, ["qemu-img", "amend", *address.words, "-o", text, address.operand], {"options": options}, run, cost=0)]
 
 
 def _refuse_version_3(path: str, options: State, have: State) -> None:
@@ -229,4 +375,5 @@ def _resize(want: State, have: State, address: _encryption.Address) -> list[Step
 
         resize(address.name, size, shrink=not grows, preallocation=preallocation, **address.arguments)
 
-    return [Step("resize", path, why, [*argv, address.operand, str(size)], {"size": size}, run)]
+    cost = size - have["size"] if preallocation in ("falloc", "full") else 0
+    return [Step("resize", path, why, [*argv, address.operand, str(size)], {"size": size}, run, cost=cost)]

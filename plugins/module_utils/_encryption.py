@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from . import _policy, _progress
 from ._plan import Refusal, Step
 from .diskwright.parts import part
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     State = Mapping[str, Any]
 
-KEY, OLD_KEY = "key", "old-key"  # ids of secrets
+KEY, OLD_KEY, SOURCE_KEY, BACKING_KEY = "key", "old-key", "source-key", "backing-key"  # ids of secrets
 HIDDEN = "(not shown)"
 NEW_IMAGE: dict[str, Any] = {
     "type": "dict",
@@ -37,6 +38,7 @@ ANY_IMAGE: dict[str, Any] = {
         "old_passphrase": {"type": "str", "no_log": True},
         "old_passphrase_file": {"type": "path", "no_log": False},
         "erase_old": {"type": "bool", "default": False},
+        "verify": {"type": "bool", "default": True},
         "keyslot": {"type": "int", "no_log": False},
     },
     "mutually_exclusive": [*NEW_IMAGE["mutually_exclusive"], ("old_passphrase", "old_passphrase_file")],
@@ -56,6 +58,9 @@ class Encryption:
         self.objects.update(_secret(OLD_KEY, params.get("old_passphrase"), params.get("old_passphrase_file")))
         self.old = OLD_KEY in self.objects
         self.erase_old = params.get("erase_old", False)
+        self.verify = params.get("verify", True)
+        if not self.verify and self.old:
+            raise Refusal("encryption: verify=false leaves open whether the old passphrase is needed")
         self.keyslot = params.get("keyslot")
         if self.erase_old and not self.old:
             raise Refusal("encryption: erase_old needs old_passphrase or old_passphrase_file")
@@ -68,12 +73,34 @@ class Encryption:
 
     def words(self, *ids: str) -> list[str]:
         """The arguments of qemu-img that define the secrets of these ids."""
-        words = []
-        for id in ids:
-            path = self.objects[id].properties.get("file")
-            source = "file=%s" % path.replace(",", ",,") if path is not None else "data=" + HIDDEN
-            words += ["--object", "secret,id=%s,%s" % (id, source)]
-        return words
+        return _words(self.objects, *ids)
+
+
+class Backing:
+    """What opens the encrypted backing file of an image."""
+
+    def __init__(self, params: State, driver: Optional[str]) -> None:
+        self.objects = opening(params, BACKING_KEY)
+        self.key = key_of(driver)
+
+
+def _words(objects: Mapping[str, UserObject], *ids: str) -> list[str]:
+    words = []
+    for id in ids:
+        path = objects[id].properties.get("file")
+        source = "file=%s" % path.replace(",", ",,") if path is not None else "data=" + HIDDEN
+        words += ["--object", "secret,id=%s,%s" % (id, source)]
+    return words
+
+
+def opening(params: Optional[State], id: str) -> dict[str, UserObject]:
+    """The secret of another image, as the object `id`; none where nothing is given."""
+    return {} if params is None else _secret(id, params["passphrase"], params["passphrase_file"])
+
+
+def key_of(driver: Optional[str]) -> str:
+    """The name of the option of `driver` that takes the secret which opens an image."""
+    return "key-secret" if driver == "luks" else "encrypt.key-secret"
 
 
 def _secret(id: str, text: Optional[str], path: Optional[str]) -> dict[str, UserObject]:
@@ -81,26 +108,42 @@ def _secret(id: str, text: Optional[str], path: Optional[str]) -> dict[str, User
 
     if text is None and path is None:
         return {}
+    _policy.limit_keys()
     return {id: UserObject("secret", id, {"data": text} if path is None else {"file": os.path.abspath(path)})}
 
 
 class Address:
     """How an existing image is named: to qemu-img by `words`, then its options, then `operand`; to the library by `name` and `arguments`."""
 
-    def __init__(self, path: str, format: str, encryption: Optional[Encryption] = None, opened_by: str = KEY, also: Sequence[str] = ()) -> None:
-        """`encryption` is that of an encrypted image, which the secret `opened_by` opens; `also` are secrets that a command needs besides."""
-        if encryption is None:
+    def __init__(
+        self,
+        path: str,
+        format: str,
+        encryption: Optional[Encryption] = None,
+        opened_by: str = KEY,
+        also: Sequence[str] = (),
+        backing: Optional[Backing] = None,
+    ) -> None:
+        """`encryption` is that of an encrypted image, which the secret `opened_by` opens; `also` are secrets that a command needs besides, and
+        `backing` is what opens an encrypted backing file."""
+        objects = {**(encryption.objects if encryption else {}), **(backing.objects if backing else {})}
+        if not objects:
             self.words, self.operand = ["-f", format], path
             self.name = os.path.abspath(path)
-            self.arguments: dict[str, Any] = {"format": format, "objects": None}
+            self.arguments: dict[str, Any] = {"format": format, "objects": None, "policy": _policy.current()}
             return
         from .diskwright.json_text import dumps
 
-        key = encryption.prefix + "key-secret"
-        self.words = [*encryption.words(opened_by, *also), "--image-opts"]
-        self.operand = "driver=%s,%s=%s,file.filename=%s" % (format, key, opened_by, path.replace(",", ",,"))
-        self.name = "json:" + dumps({"driver": format, key: opened_by, "file": {"driver": "file", "filename": os.path.abspath(path)}})
-        self.arguments = {"format": None, "objects": encryption.objects}
+        given: dict[str, Any] = {"driver": format}
+        if encryption is not None:
+            given[encryption.prefix + "key-secret"] = opened_by
+        if backing is not None:
+            given["backing." + backing.key] = BACKING_KEY
+        self.words = [*_words(objects, *([opened_by, *also] if encryption else []), *([BACKING_KEY] if backing else [])), "--image-opts"]
+        options = "".join("%s=%s," % pair for pair in given.items())
+        self.operand = "%sfile.filename=%s" % (options, path.replace(",", ",,"))
+        self.name = "json:" + dumps({**given, "file": {"driver": "file", "filename": os.path.abspath(path)}})
+        self.arguments = {"format": None, "objects": objects, "policy": _policy.current()}
 
 
 def observe(node: Format, encryption: Optional[Encryption]) -> dict[str, Any]:
@@ -117,7 +160,9 @@ def observe(node: Format, encryption: Optional[Encryption]) -> dict[str, Any]:
     have: dict[str, Any] = {"encryption": details.get("format", node.driver)}
     if "slots" in details:
         have["key_slots"] = sum(1 for slot in details["slots"] if slot["active"])
-    if encryption is not None:
+    if encryption is not None and not encryption.verify:
+        have["_slots"], have["_old_slots"] = None, []
+    elif encryption is not None:
         have["_slots"] = node.key_slots(SecretRef(KEY, encryption.objects))
         matters = encryption.old and (encryption.erase_old or not have["_slots"])
         have["_old_slots"] = node.key_slots(SecretRef(OLD_KEY, encryption.objects)) if matters else []
@@ -167,6 +212,6 @@ def _amend(want: State, opened_by: str, other: str, options: Mapping[str, str], 
     def run() -> None:
         amend = part(__package__, "diskwright.commands.amend").amend
 
-        amend(address.name, text, **address.arguments)
+        amend(address.name, text, progress=_progress.tell, **address.arguments)
 
     return Step("amend", want["path"], why, ["qemu-img", "amend", *address.words, "-o", text, address.operand], change, run)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 
-from ._options import as_text, joined
-from .diskwright.commands.info import info
+from . import _policy
+from .diskwright.describe import info
 from .diskwright.parts import part
 
 TYPE_CHECKING = False
@@ -15,28 +15,60 @@ if TYPE_CHECKING:
     from typing import Any, Mapping
 
 
+# what the documentation fragments `describing` and `untrusted` describe
+ARGUMENTS: dict[str, Any] = {
+    **_policy.ARGUMENTS,
+    "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
+    "format": {"type": "str"},
+    "backing_chain": {"type": "bool", "default": False},
+    "map": {"type": "bool", "default": False},
+    "measure": {"type": "dict", "options": {"format": {"type": "str", "default": "qcow2"}, "options": {"type": "dict"}}},
+    "content_checksum": {"type": "bool", "default": False},
+    "inspect": {"type": "bool", "default": False},
+    "missing_ok": {"type": "bool", "default": False},
+}
+
+
 def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that `params` (those of the module) ask for about one image. Raises Error and OSError."""
     if params["missing_ok"] and not os.path.exists(path):
         return {"path": path, "exists": False}
     name = os.path.abspath(path)
-    found = [underscored(record.as_dict()) for record in info(name, format=params["format"], backing_chain=params["backing_chain"], force_share=True)]
-    entry: dict[str, Any] = {"path": path, "exists": True, **found[0]}
+    entry: dict[str, Any] = {"path": path, "exists": True}
+    shared: dict[str, Any] = {"format": params["format"], "force_share": True, "policy": _policy.current()}
+    if params.get("inspect"):
+        from ._inspect import inspect
+
+        entry["inspect"] = inspect(path, params["format"])
+        if not entry["inspect"]["safe"]:
+            return entry
+    found = [underscored(record.as_dict()) for record in info(name, backing_chain=params["backing_chain"], **shared)]
+    for record in found:
+        _policy.check_size(record["filename"], record["virtual_size"])
+    entry.update(found[0])
     if params["backing_chain"]:
         entry["chain"] = found
     if params["map"]:
         map_image = part(__package__, "diskwright.commands.map").map_image
 
-        entry["map"] = [run.as_dict() for run in map_image(name, format=params["format"], force_share=True)]
+        entry["map"] = [run.as_dict() for run in map_image(name, **shared)]
     if params["measure"] is not None:
+        as_text, joined = part(__package__, "_options").as_text, part(__package__, "_options").joined
         measure = part(__package__, "diskwright.commands.measure").measure
 
         wanted = params["measure"]
         options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})
-        room = measure(name, format=params["format"], target_format=wanted["format"], options=options, force_share=True)
+        room = measure(name, target_format=wanted["format"], options=options, **shared)
         entry["measure"] = {"required": room.required, "fully_allocated": room.fully_allocated}
         if room.bitmaps is not None:
             entry["measure"]["bitmaps"] = room.bitmaps
+    if params.get("content_checksum"):
+        from .diskwright.graph import open_image
+        from .diskwright.node import OpenFlags
+
+        content_checksum = part(__package__, "diskwright.copy.content").content_checksum
+        with open_image(name, params["format"], OpenFlags(force_share=True), policy=_policy.current()) as node:
+            entry["content_checksum"] = content_checksum(node)
     return entry
 
 

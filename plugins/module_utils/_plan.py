@@ -30,10 +30,11 @@ class Step:
     """One step: a `verb` on a `target`, and `why` it is needed.
 
     `argv` is what an operator would have typed (and then `more`), `change` what becomes different in the state, `run` does
-    it; what it returns is added to the step in the task's result. Only `run` does any I/O.
+    it; what it returns is added to the step in the task's result. Only `run` does any I/O. `cost` is how many bytes it will write, as far as
+    that can be told beforehand; None where it cannot.
     """
 
-    __slots__ = ("verb", "target", "why", "argv", "change", "run", "more")
+    __slots__ = ("verb", "target", "why", "argv", "change", "run", "more", "cost")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Step:
         change: State,
         run: Callable[[], Optional[Mapping[str, Any]]],
         more: Sequence[Sequence[str]] = (),
+        cost: Optional[int] = None,
     ) -> None:
         self.verb = verb
         self.target = target
@@ -52,6 +54,7 @@ class Step:
         self.change = change
         self.run = run
         self.more = tuple(more)
+        self.cost = cost
 
     def line(self) -> str:
         """The command that the step replaces, or several."""
@@ -59,9 +62,10 @@ class Step:
 
         return " && ".join(" ".join(quote(word) for word in words) for words in (self.argv, *self.more))
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """For a module's result."""
-        return {"verb": self.verb, "target": self.target, "command": self.line(), "why": self.why}
+        entry: dict[str, Any] = {"verb": self.verb, "target": self.target, "command": self.line(), "why": self.why}
+        return entry if self.cost is None else {**entry, "cost": self.cost}
 
 
 def after(have: State, steps: Sequence[Step]) -> dict[str, Any]:
@@ -83,5 +87,5 @@ def difference(path: str, have: State, steps: Sequence[Step]) -> dict[str, Any]:
         {key: value for key, value in visible(state).items() if value is not None} for state in (have, after(have, steps))
     ]
     if steps:
-        wanted["plan"] = [step.line() for step in steps]
+        wanted["plan"] = ["%s  # %d bytes" % (step.line(), step.cost) if step.cost else step.line() for step in steps]
     return {"before_header": path, "after_header": path, "before": before, "after": wanted}

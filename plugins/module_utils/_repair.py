@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 
+from . import _policy
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Mapping, Optional
+    from typing import Any, Mapping, Optional, Sequence
 
     from .diskwright.commands.check import ImageCheck
 
@@ -29,7 +30,7 @@ def observe(path: str, format: Optional[str], force_share: bool) -> dict[str, An
 def _check(path: str, format: Optional[str], repair: Optional[str], force_share: bool) -> ImageCheck:
     from .diskwright.commands.check import check
 
-    result = check(os.path.abspath(path), format=format, repair=repair, force_share=force_share, no_io=True)
+    result = check(os.path.abspath(path), format=format, repair=repair, force_share=force_share, no_io=True, policy=_policy.current())
     if result.failure is not None:
         raise Refusal("%s: the check failed: %s" % (path, result.failure), check=_counts(result))
     return result
@@ -58,11 +59,16 @@ def plan(want: State, have: State) -> list[Step]:
     return [Step("repair", path, "%d corruptions and %d leaked clusters were found" % (corruptions, leaks), argv, change, run)]
 
 
-def judge(path: str, counts: State, tolerate: str) -> None:
-    """Raise Refusal unless what is left is tolerated: "nothing", "leaks" or "everything"."""
+def judge(images: Sequence[State], tolerate: str) -> None:
+    """Raise Refusal unless what is left of each image's counts is tolerated: "nothing", "leaks" or "everything"."""
     if tolerate == "everything":
         return
-    left = [name for name in COUNTS if counts[name] and not (name == "leaks" and tolerate == "leaks")]
-    if left:
-        found = ", ".join("%d %s" % (counts[name], name.replace("_", " ")) for name in left)
-        raise Refusal("%s is not consistent: %s" % (path, found), check=counts)
+    bad = []
+    for counts in images:
+        left = [name for name in COUNTS if counts[name] and not (name == "leaks" and tolerate == "leaks")]
+        if left:
+            found = ", ".join("%d %s" % (counts[name], name.replace("_", " ")) for name in left)
+            bad.append("%s is not consistent: %s" % (counts["path"], found))
+    if bad:
+        single = {"check": {key: value for key, value in images[0].items() if key != "path"}} if len(images) == 1 else {}
+        raise Refusal("; ".join(bad), images=list(images), **single)

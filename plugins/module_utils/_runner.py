@@ -9,9 +9,10 @@ import signal
 
 from ansible.module_utils.basic import AnsibleModule
 
+from . import _policy, _progress
 from . import diskwright as library
 from ._plan import Refusal, after, difference, visible
-from .diskwright.errors import Error
+from .diskwright.errors import Error, Locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WAITING: dict[str, Any] = {"wait_for_unlock": {"type": "float", "default": 0}}  # what the documentation fragment `waiting` describes
+REPORTING: dict[str, Any] = {"progress_file": {"type": "path"}}  # and `reporting`
+PAUSE = 0.25  # seconds between two attempts to lock an image
+
+_taken: list[dict[str, Any]] = []  # the steps that were carried out up to now
 
 
 class Stopped(BaseException):
@@ -42,12 +48,50 @@ def run(task: Task, **declaration: Any) -> None:
         from .diskwright import kernels
 
         backend = kernels.backend()
-        result = dict(task(module))
+        _progress.start(module.params.get("progress_file"))
+        result = _until_unlocked(module, task)
     except (Error, OSError, Refusal) as exc:
-        module.fail_json(**failure(exc))
+        _end_report(True)
+        module.fail_json(**failure(exc), **({"changed": True, "plan": _taken} if _taken else {}))
     except Stopped as exc:
+        _end_report(True)
         module.fail_json(msg="stopped by %s" % exc, error="Stopped")
+    _end_report(False)
     module.exit_json(diskwright={"version": library.__version__, "kernels": backend}, **result)
+
+
+def _end_report(failed: bool) -> None:
+    try:
+        _progress.end(failed)
+    except OSError:
+        return  # nobody to be told
+
+
+def _until_unlocked(module: AnsibleModule, task: Task) -> dict[str, Any]:
+    """The task's result; where an image is locked the task is tried again, for as long as the parameters say. It is looked at anew each
+    time, so that steps that were taken are not taken again."""
+    from time import monotonic, sleep
+
+    patience = module.params.get("wait_for_unlock") or 0
+    if not 0 <= patience < 1e9:
+        raise Refusal("wait_for_unlock: %s is no number of seconds" % patience)
+    deadline = monotonic() + patience
+    while True:
+        try:
+            _policy.choose(module.params)
+            result = dict(task(module))
+            break
+        except Locked as exc:
+            left = deadline - monotonic()
+            if left <= 0:
+                if patience:
+                    exc.waited = patience
+                raise
+            sleep(min(PAUSE, left))
+    earlier = _taken[: len(_taken) - len(result.get("plan", ()))] if not module.check_mode else []
+    if earlier:
+        result.update(changed=True, plan=[*earlier, *result["plan"]])
+    return result
 
 
 def _stop(number: int, _frame: Any) -> None:
@@ -67,9 +111,22 @@ def failure(exc: Exception) -> dict[str, Any]:
         fields["msg"] = "%s: %s" % (exc.filename, exc.strerror) if exc.filename else exc.strerror
     if str(fields.get("filename", "")) not in fields["msg"]:
         fields["msg"] = "%s: %s" % (fields["filename"], fields["msg"])
-    if "holder" in fields:
-        fields["msg"] += ": %s uses it" % fields["holder"]
+    if isinstance(exc, Locked):
+        _name_holder(exc, fields)
     return fields
+
+
+def _name_holder(exc: Locked, fields: dict[str, Any]) -> None:
+    """Say who uses the image, and how."""
+    if exc.permission is not None:
+        verb, name = exc.permission
+        fields["permission"] = {"name": name, "shared": verb == "uses"}
+        who = fields.get("holder") or "another process"
+        fields["msg"] += ": %s %s the permission '%s'" % (who, "has" if verb == "uses" else "lets nobody else have", name)
+    elif "holder" in fields:
+        fields["msg"] += ": %s uses it" % fields["holder"]
+    if exc.waited is not None:
+        fields["msg"] += " (after %g seconds of waiting)" % exc.waited
 
 
 def carry_out(module: AnsibleModule, path: str, have: Mapping[str, Any], steps: Sequence[Step]) -> dict[str, Any]:
@@ -82,8 +139,10 @@ def carry_out(module: AnsibleModule, path: str, have: Mapping[str, Any], steps: 
     if module._diff:  # pylint: disable=protected-access
         result["diff"] = difference(path, have, steps)
     if not module.check_mode:
-        for step, entry in zip(steps, plan):
+        for number, (step, entry) in enumerate(zip(steps, plan), 1):
+            _progress.begin(number, len(steps), step.verb, step.target)
             entry.update(step.run() or {})
+            _taken.append(entry)
     return result
 
 
@@ -98,9 +157,9 @@ def reached(
     return visible({**foretold, **observe()} if steps and not module.check_mode else foretold)
 
 
-def set_attributes(module: AnsibleModule, path: str, result: dict[str, Any]) -> None:
+def set_attributes(module: AnsibleModule, path: str, result: dict[str, Any], params: Optional[Mapping[str, Any]] = None) -> None:
     """Give the file at `path` the owner, mode and so on that the parameters want; `changed` and `diff` follow."""
     if os.path.exists(path):
-        attributes = module.load_file_common_arguments(module.params, path)
+        attributes = module.load_file_common_arguments({**(params or module.params), "path": path}, path)
         diff: Optional[dict[str, Any]] = result.get("diff")
         result["changed"] = module.set_fs_attributes_if_different(attributes, result["changed"], diff)

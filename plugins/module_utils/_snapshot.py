@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 
+from . import _policy
 from ._plan import Refusal, Step
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Entry = Mapping[str, Any]
 
 MAX_NAME = 255  # bytes; qcow2's snapshots are listed with no more
+MARK = "user.diskwright.snapshot"  # an attribute of images of which a snapshot is being made: its name
 UNDO = "diskwright-undo"  # what a disk held before it was set back, as long as the other disks are not set back yet
 
 
@@ -65,10 +67,11 @@ def observe(want: State) -> dict[str, Any]:
     from .diskwright.graph import open_image
     from .diskwright.node import OpenFlags
 
-    have: dict[str, Any] = {"images": {}, "_obstacles": {}, "_rollback_obstacles": {}}
+    have: dict[str, Any] = {"images": {}, "_obstacles": {}, "_rollback_obstacles": {}, "_unfinished": []}
     for path in want["paths"]:
         flags = OpenFlags(no_backing=True, no_io=True, force_share=True)
-        with open_image(os.path.abspath(path), want["format"], flags) as node:
+        with open_image(os.path.abspath(path), want["format"], flags, policy=_policy.current()) as node:
+            _policy.check_size(path, node.size)
             image: dict[str, Any] = {"format": node.driver, "size": node.size, "snapshots": _listed(node)}
             if want["state"] == "applied":
                 found = chosen(want, image["snapshots"])
@@ -76,9 +79,36 @@ def observe(want: State) -> dict[str, Any]:
             have["images"][path] = image
             obstacle = _obstacle(node)
             have["_obstacles"][path] = obstacle
+            if want["state"] == "present" and marked(path) == want["name"]:
+                have["_unfinished"].append(path)
             bitmaps = obstacle is None and node.bitmaps()
             have["_rollback_obstacles"][path] = "it has dirty bitmaps, which would not tell of the change" if bitmaps and bitmaps.all else None
     return have
+
+
+def marked(path: str) -> Optional[str]:
+    """The snapshot that was being made of the image at `path` and of others when the process ended; None for none."""
+    try:
+        return os.getxattr(path, MARK).decode("utf-8", "surrogateescape")
+    except OSError:
+        return None  # nor is there one where the file system has no attributes
+
+
+def unmark(paths: Sequence[str]) -> None:
+    """Forget that snapshots were being made."""
+    for path in paths:
+        try:
+            os.removexattr(path, MARK)
+        except OSError:
+            continue  # there was none, or there cannot be any
+
+
+def _mark(paths: Sequence[str], name: str) -> None:
+    for path in paths:
+        try:
+            os.setxattr(path, MARK, name.encode("utf-8", "surrogateescape"))
+        except OSError:
+            continue  # without it a run after one that was killed asks for `complete`
 
 
 def _listed(node: Node) -> list[dict[str, Any]]:
@@ -137,6 +167,11 @@ def _creation(want: State, have: State, images: dict[str, dict[str, Any]]) -> li
     missing = [path for path in want["paths"] if not chosen(want, images[path]["snapshots"])]
     if not missing:
         return []
+    steps = []
+    torn = {path: chosen(want, images[path]["snapshots"]) for path in have.get("_unfinished", ()) if path not in missing}
+    if torn:  # they are of another moment than those that are to be made, and nobody was told that they exist
+        steps = [_deletion(want, images, torn, "a run that was killed has made it of some of the disks")]
+        missing = [path for path in want["paths"] if path in missing or path in torn]
     for path in want["paths"]:
         if have["_obstacles"][path]:
             raise Refusal("%s: %s" % (path, have["_obstacles"][path]))
@@ -155,10 +190,13 @@ def _creation(want: State, have: State, images: dict[str, dict[str, Any]]) -> li
 
     def run() -> None:
         with _held(want, want["paths"]) as nodes:
+            if len(missing) > 1:
+                _mark(missing, name)
             _all_or_none("create", name, [Creation(path, nodes[path], name) for path in missing])
+        unmark(missing)
 
     lines = [["qemu-img", "snapshot", "-c", name, path] for path in missing]
-    return [_step("create", missing, "there is no snapshot '%s'" % name, lines, images, run)]
+    return [*steps, _step("create", missing, "there is no snapshot '%s'" % name, lines, images, run)]
 
 
 def _rollback(want: State, have: State, images: dict[str, dict[str, Any]]) -> list[Step]:
@@ -207,10 +245,11 @@ def _doomed(want: State, snapshots: Sequence[Entry]) -> list[Entry]:
     return sorted(order[want["keep"] :], key=_age)
 
 
-def _deletion(want: State, images: dict[str, dict[str, Any]], doomed: Mapping[str, Sequence[Entry]]) -> Step:
+def _deletion(want: State, images: dict[str, dict[str, Any]], doomed: Mapping[str, Sequence[Entry]], reason: str = "") -> Step:
     why = {"applied": "a run that was killed has left it"}.get(want["state"], "it should be absent")
     if want["keep"] is not None:
         why = "the newest %d are kept" % want["keep"]
+    why = reason or why
     lines = []
     for path, entries in doomed.items():
         images[path] = {**images[path], "snapshots": [entry for entry in images[path]["snapshots"] if entry not in entries]}
@@ -323,6 +362,6 @@ def _held(want: State, paths: Sequence[str]) -> Iterator[dict[str, Node]]:
     with ExitStack() as stack:
         for path in paths:
             flags = OpenFlags(writable=True, no_backing=True, no_io=True)
-            nodes[path] = open_image(os.path.abspath(path), want["format"], flags)
+            nodes[path] = open_image(os.path.abspath(path), want["format"], flags, policy=_policy.current())
             stack.callback(nodes[path].close)
         yield nodes

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+
 DOCUMENTATION = r"""
 module: disk_image
 short_description: Make sure that a disk image exists as it should be, or does not exist
@@ -21,11 +23,48 @@ description:
 extends_documentation_fragment:
   - ansible.builtin.files
   - diskwright.images.attributes
+  - diskwright.images.untrusted
+  - diskwright.images.waiting
+  - diskwright.images.reporting
 options:
   path:
-    description: Where the image is.
+    description: Where the image is. Either this or O(images) must be given.
     type: path
-    required: true
+  images:
+    description:
+      - Several images, each with the options that are its own. All others are those of the task, so that what is alike is said once.
+      - One task for a hundred images takes little longer than a task for one, where a loop takes a hundred times as long.
+      - They are made and changed one after the other. Where one fails the task fails, and says in RV(images) what was done before.
+    type: list
+    elements: dict
+    suboptions:
+      path:
+        description: Where the image is.
+        type: path
+        required: true
+      state:
+        description: See O(state).
+        type: str
+        choices: [present, absent]
+      format:
+        description: See O(format).
+        type: str
+      size:
+        description: See O(size).
+        type: str
+      backing_file:
+        description: See O(backing_file).
+        type: str
+      backing_format:
+        description: See O(backing_format).
+        type: str
+      options:
+        description: See O(options).
+        type: dict
+      preallocation:
+        description: See O(preallocation).
+        type: str
+        choices: ['off', metadata, falloc, full]
   state:
     description: Whether the image should exist.
     type: str
@@ -84,7 +123,10 @@ options:
     type: bool
     default: false
   preallocation:
-    description: How much of the image, or of the part by which it grows, is allocated beforehand. Says nothing about an existing image.
+    description:
+      - How much of the image, or of the part by which it grows, is allocated beforehand.
+      - An existing V(raw) image gets its room in place, and an existing V(qcow2) one by a conversion, if O(allow_convert) allows it.
+        V(off) takes no room away.
     type: str
     choices: ['off', metadata, falloc, full]
     default: 'off'
@@ -94,6 +136,14 @@ options:
       - In an existing image those are changed that C(qemu-img amend) can change, for V(qcow2) V(compat), V(lazy_refcounts), V(refcount_bits)
         and, with O(allow_data_file_change), V(data_file). An image that differs in another one is refused.
     type: dict
+  allow_convert:
+    description:
+      - Whether an existing image may be made anew from itself where it cannot be changed in place, because it has another format or
+        another V(cluster_size), say. It is written beside the old one, which takes as much room again, and then takes its place.
+      - Owner, mode and backing file stay as they are. An image with internal snapshots or dirty bitmaps, which would be lost, with
+        encryption or with an external data file is refused all the same.
+    type: bool
+    default: false
   allow_data_file_change:
     description: Whether an existing image may be made to use another external data file, which changes what it reads as.
     type: bool
@@ -103,8 +153,8 @@ options:
       - Makes an encrypted image, of the format V(luks) or of V(qcow2) with a LUKS header inside, and opens an existing one.
       - An image that is not encrypted cannot become so in place, and is refused.
       - No passphrase is ever shown, be it in a plan, a result or a message.
-      - That a passphrase opens an image is verified each time, which takes as long as the image was made to take, 2 seconds for each
-        key slot in use if nothing else was said. C(iter-time) and C(encrypt.iter-time) in O(options) say it in milliseconds.
+      - That a passphrase opens an image is verified each time unless O(encryption.verify=false), which takes as long as the image was made to
+        take, 2 seconds for each key slot in use if nothing else was said. C(iter-time) and C(encrypt.iter-time) in O(options) say it in milliseconds.
       - It takes the Python package C(cryptography) or C(diskwright-accel), or the library libgcrypt, on the managed node.
     type: dict
     suboptions:
@@ -130,9 +180,26 @@ options:
           - The last key slot is never erased.
         type: bool
         default: false
+      verify:
+        description:
+          - Whether to try if the passphrase opens an existing image. There is no way to know that is as safe and takes less time, since it is
+            the trying that is made slow on purpose.
+          - With V(false) an existing image that is encrypted is taken to be as it should be, until a step needs to open it.
+        type: bool
+        default: true
       keyslot:
         description: The number of the key slot, from 0 to 7, for a passphrase that is added. It is the first one that is free if not given.
         type: int
+  backing_encryption:
+    description: What opens an encrypted backing file, for O(flatten), O(commit) and O(rebase=safe).
+    type: dict
+    suboptions:
+      passphrase:
+        description: The passphrase.
+        type: str
+      passphrase_file:
+        description: A file on the managed node that holds it.
+        type: path
 seealso:
   - module: diskwright.images.image_convert
   - module: diskwright.images.image_snapshot
@@ -198,6 +265,36 @@ EXAMPLES = r"""
     commit: true
     allow_backing_change: true
 
+- name: Ten clones in one task
+  diskwright.images.disk_image:
+    backing_file: template.qcow2
+    size: 20G
+    images:
+      - path: /var/lib/images/node1.qcow2
+      - path: /var/lib/images/node2.qcow2
+      - path: /var/lib/images/node3.qcow2
+        size: 40G
+
+- name: Another format, which takes a conversion
+  diskwright.images.disk_image:
+    path: /var/lib/images/legacy.img
+    format: qcow2
+    allow_convert: true
+
+- name: Wait up to a minute for whoever uses the image
+  diskwright.images.disk_image:
+    path: /var/lib/images/web.qcow2
+    size: 60G
+    wait_for_unlock: 60
+
+- name: A long task, whose progress is in a file
+  diskwright.images.disk_image:
+    path: /var/lib/images/clone2.qcow2
+    flatten: true
+    progress_file: /run/flatten.json
+  async: 3600
+  poll: 0
+
 - name: No disk
   diskwright.images.disk_image:
     path: /var/lib/images/old.qcow2
@@ -207,7 +304,7 @@ EXAMPLES = r"""
 RETURN = r"""
 image:
   description: The image as it is after the task, or would be in check mode.
-  returned: success
+  returned: success, with O(path)
   type: dict
   sample:
     state: present
@@ -218,8 +315,19 @@ image:
     encryption: luks
     key_slots: 1
     options: {cluster_size: "65536", compat: "1.1"}
+images:
+  description: The same for each image, with its path, in the order in which they were given.
+  returned: with O(images)
+  type: list
+  elements: dict
+  sample:
+    - {path: /var/lib/images/node1.qcow2, changed: false, state: present, format: qcow2, size: 21474836480}
 plan:
-  description: The steps that were taken, or would be in check mode, each with the command that it replaces and the reason for it.
+  description:
+    - The steps that were taken, or would be in check mode, each with the command that it replaces, the reason for it, and how many
+      bytes it will write as far as that can be told beforehand (RV(plan[].cost)).
+    - The least that leads to the wanted state is done. In this order that is nothing, a change of a few bytes of metadata (C(amend), C(resize),
+      C(rebase) without data), data that is moved (C(rebase), C(commit)), and last a conversion.
   returned: success
   type: list
   elements: dict
@@ -228,6 +336,7 @@ plan:
       target: /var/lib/images/web.qcow2
       command: qemu-img resize -f qcow2 /var/lib/images/web.qcow2 42949672960
       why: it is 21474836480 bytes large and 42949672960 are wanted
+      cost: 0
 diskwright:
   description: The version of the library and the kernels in use.
   returned: success
@@ -235,16 +344,29 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._encryption import ANY_IMAGE  # noqa: E402
-from ..module_utils._disk import exists, observe, plan, wanted  # noqa: E402
-from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
+from ..module_utils import _policy  # noqa: E402
+from ..module_utils._disk import exists, named_files, observe, plan, wanted  # noqa: E402
+from ..module_utils._encryption import ANY_IMAGE, NEW_IMAGE  # noqa: E402
+from ..module_utils._plan import Refusal  # noqa: E402
+from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, set_attributes  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_writing  # noqa: E402, F401
+    from ..module_utils import _bundle_remaking, _bundle_writing  # noqa: E402, F401
 
-ARGUMENTS = {
+EACH = {
     "path": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"]},
+    "format": {"type": "str"},
+    "size": {"type": "str"},
+    "backing_file": {"type": "str"},
+    "backing_format": {"type": "str"},
+    "options": {"type": "dict"},
+    "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"]},
+}
+ARGUMENTS = {
+    "path": {"type": "path"},
+    "images": {"type": "list", "elements": "dict", "options": EACH},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "format": {"type": "str", "default": "qcow2"},
     "size": {"type": "str"},
@@ -258,20 +380,50 @@ ARGUMENTS = {
     "allow_backing_change": {"type": "bool", "default": False},
     "preallocation": {"type": "str", "choices": ["off", "metadata", "falloc", "full"], "default": "off"},
     "options": {"type": "dict"},
+    "allow_convert": {"type": "bool", "default": False},
     "allow_data_file_change": {"type": "bool", "default": False},
     "encryption": ANY_IMAGE,
+    "backing_encryption": NEW_IMAGE,
+    **_policy.ARGUMENTS,
+    **WAITING,
+    **REPORTING,
 }
 
 
 def task(module):
-    path = module.params["path"]
-    want = wanted(module.params)
+    if module.params["images"] is None:
+        return one(module, module.params)
+    result = {"changed": False, "plan": [], "images": []}
+    places = set()
+    for own in module.params["images"]:
+        params = {**module.params, **{key: value for key, value in own.items() if value is not None}}
+        place = os.path.realpath(params["path"])
+        if place in places:
+            raise Refusal("%s is in the list of images twice" % params["path"])
+        places.add(place)
+        try:
+            done = one(module, params)
+        except Refusal as exc:
+            exc.details["images"] = result["images"]
+            raise
+        result["changed"] = result["changed"] or done["changed"]
+        result["plan"] += done["plan"]
+        result["images"].append({"path": params["path"], "changed": done["changed"], **done["image"]})
+        if "diff" in done:
+            result.setdefault("diff", []).append(done["diff"])
+    return result
+
+
+def one(module, params):
+    path = params["path"]
+    _policy.choose(params, named_files(params))
+    want = wanted(params)
     have = observe(path, want) if want["state"] == "present" else exists(path)
     steps = plan(want, have)
     result = carry_out(module, path, have, steps)
     if want["state"] == "present":
         result["image"] = reached(module, have, steps, lambda: observe(path))
-        set_attributes(module, path, result)
+        set_attributes(module, path, result, params)
     else:
         result["image"] = {"state": "absent"}
     return result
@@ -282,8 +434,9 @@ def main():
         task,
         argument_spec=ARGUMENTS,
         add_file_common_args=True,
-        required_by={"backing_format": "backing_file"},
-        mutually_exclusive=[("backing_file", "flatten")],
+        required_one_of=[("path", "images")],
+        required_by={"backing_format": ("backing_file",)},
+        mutually_exclusive=[("path", "images"), ("backing_file", "flatten")],
     )
 
 

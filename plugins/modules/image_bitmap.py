@@ -19,6 +19,8 @@ description:
     images in use, in RV(diskwright.images.qemu_img_info#module:images[].format_specific).
 extends_documentation_fragment:
   - diskwright.images.attributes
+  - diskwright.images.untrusted
+  - diskwright.images.waiting
 options:
   path:
     description: The image. It must be of a format that stores bitmaps, such as V(qcow2) with C(compat=1.1).
@@ -145,13 +147,16 @@ diskwright:
 """
 
 from ..module_utils._bitmap import observe, plan, wanted  # noqa: E402
-from ..module_utils._runner import carry_out, reached, run  # noqa: E402
+from ..module_utils import _policy  # noqa: E402
+from ..module_utils._runner import WAITING, carry_out, reached, run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..module_utils import _bundle_snapshots  # noqa: E402, F401
 
 ARGUMENTS = {
+    **_policy.ARGUMENTS,
+    **WAITING,
     "path": {"type": "path", "required": True},
     "format": {"type": "str"},
     "name": {"type": "str", "required": True},

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_check
-short_description: Check the consistency of a disk image, and repair it
+short_description: Check the consistency of disk images, and repair them
 version_added: 0.1.0
 author:
   - The Diskwright authors (@diskwright)
 description:
-  - Checks the metadata of a disk image and fails if it is damaged.
+  - Checks the metadata of disk images and fails if one is damaged.
   - Repairs what was found if O(repair) allows it. An image without findings is not written to.
   - An image that another process has open for writing is not checked, since its metadata changes meanwhile.
 extends_documentation_fragment:
   - diskwright.images.attributes
+  - diskwright.images.untrusted
+  - diskwright.images.waiting
 options:
   path:
-    description: The image.
-    type: path
+    description:
+      - The images. All of them are checked, and repaired where they may be, before the task fails for one.
+      - A name with a comma must be written as a list of one, since Ansible splits a plain string at commas.
+    type: list
+    elements: path
     required: true
+    aliases: [paths]
   format:
     description: Its format. It is told from its content if not given.
     type: str
@@ -51,6 +57,13 @@ EXAMPLES = r"""
   diskwright.images.image_check:
     path: /var/lib/images/web.qcow2
 
+- name: Three images in one task
+  diskwright.images.image_check:
+    path:
+      - /var/lib/images/node1.qcow2
+      - /var/lib/images/node2.qcow2
+      - /var/lib/images/node3.qcow2
+
 - name: Give leaked clusters back
   diskwright.images.image_check:
     path: /var/lib/images/web.qcow2
@@ -61,7 +74,7 @@ EXAMPLES = r"""
 RETURN = r"""
 check:
   description: What the check found, after the repair if there was one. Further counts that are zero are missing.
-  returned: always, unless the image could not be checked
+  returned: with a single image, unless it could not be checked
   type: dict
   contains:
     check_errors:
@@ -109,6 +122,12 @@ check:
       description: How many of those are compressed.
       type: int
       sample: 20011
+images:
+  description: The same for each image, with its path, in the order in which they were given.
+  returned: always, unless an image could not be checked
+  type: list
+  elements: dict
+  sample: [{path: /var/lib/images/node1.qcow2, check_errors: 0, corruptions: 0, leaks: 0, messages: []}]
 plan:
   description: The repair that was made, or would be in check mode, with the counts of what it mended.
   returned: success
@@ -128,16 +147,19 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+from ..module_utils import _policy  # noqa: E402
 from ..module_utils._plan import Refusal  # noqa: E402
 from ..module_utils._repair import judge, observe, plan  # noqa: E402
-from ..module_utils._runner import carry_out, reached, run  # noqa: E402
+from ..module_utils._runner import WAITING, carry_out, reached, run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..module_utils import _bundle_checking  # noqa: E402, F401
 
 ARGUMENTS = {
-    "path": {"type": "path", "required": True},
+    **_policy.ARGUMENTS,
+    **WAITING,
+    "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
     "format": {"type": "str"},
     "repair": {"type": "str", "choices": ["none", "leaks", "all"], "default": "none"},
     "tolerate": {"type": "str", "choices": ["nothing", "leaks", "everything"], "default": "leaks"},
@@ -147,13 +169,25 @@ ARGUMENTS = {
 
 def task(module):
     want = module.params
+    if not want["path"]:
+        raise Refusal("path: at least one image is needed")
     if want["force_share"] and want["repair"] != "none":
         raise Refusal("force_share excludes repair: nobody else may write to an image while it is repaired")
-    have = observe(want["path"], want["format"], want["force_share"])
-    steps = plan(want, have)
-    result = carry_out(module, want["path"], have, steps)
-    result["check"] = reached(module, have, steps, lambda: observe(want["path"], want["format"], False))
-    judge(want["path"], result["check"], want["tolerate"])
+    result = {"changed": False, "plan": [], "images": []}
+    for path in want["path"]:
+        own = {**want, "path": path}
+        have = observe(path, want["format"], want["force_share"])
+        steps = plan(own, have)
+        done = carry_out(module, path, have, steps)
+        found = reached(module, have, steps, lambda path=path: observe(path, want["format"], False))
+        result["changed"] = result["changed"] or done["changed"]
+        result["plan"] += done["plan"]
+        result["images"].append({"path": path, **found})
+        if "diff" in done:
+            result.setdefault("diff", []).append(done["diff"])
+    if len(want["path"]) == 1:
+        result["check"] = found
+    judge(result["images"], want["tolerate"])
     return result
 
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+
 DOCUMENTATION = r"""
 module: image_convert
 short_description: Keep a disk image converted from another
@@ -19,6 +21,9 @@ description:
 extends_documentation_fragment:
   - ansible.builtin.files
   - diskwright.images.attributes
+  - diskwright.images.untrusted
+  - diskwright.images.waiting
+  - diskwright.images.reporting
 options:
   src:
     description:
@@ -47,6 +52,39 @@ options:
     description:
       - What O(src) must have, as ALGORITHM:HEX. Verified whenever O(src) is about to be converted, but not in check mode.
     type: str
+  src_encryption:
+    description: What opens O(src), if it is encrypted. It needs O(src_format).
+    type: dict
+    suboptions:
+      passphrase:
+        description: The passphrase.
+        type: str
+      passphrase_file:
+        description: A file on the managed node that holds it.
+        type: path
+  backing_encryption:
+    description: What opens the backing file of O(src), if that is an encrypted qcow2 image. It needs O(src_format).
+    type: dict
+    suboptions:
+      passphrase:
+        description: The passphrase.
+        type: str
+      passphrase_file:
+        description: A file on the managed node that holds it.
+        type: path
+  content_checksum:
+    description:
+      - Whether to return the checksum of what was copied in RV(plan[].content_checksum). It is SHA-256 over the SHA-256 digests of all blocks of
+        64 KiB that the disk reads as, so that it is the same in each format, compressed or not, and however sparse. It is computed
+        while the data is copied.
+    type: bool
+    default: false
+  content_file:
+    description:
+      - Whether to keep that checksum in a file beside O(dest), whose name is that of O(dest) with C(.content.json) added. The file holds the keys
+        C(algorithm), C(content), and C(file) with size, inode and time of modification of the image that it is about.
+    type: bool
+    default: false
   dest:
     description: The image to make.
     type: path
@@ -104,9 +142,12 @@ options:
         destination is up to date if it was made from the same files, unchanged since by name, size, inode and time of
         modification, with the same parameters. What was written to the destination afterwards stays.
       - V(content) compares the content of the source and the destination, which means reading both.
+      - V(checksum) compares the content checksums of the two that are kept beside them, see O(content_file). Where O(src) has none it is
+        read; where O(dest) has none, or was written since, it is made anew. Other than with V(source), a source that is renewed without a change of
+        its content leaves the destination alone. Implies O(content_file=true).
       - V(exists) leaves every image of the wanted form alone.
     type: str
-    choices: [source, content, exists]
+    choices: [source, content, checksum, exists]
     default: source
   replace:
     description: Whether a destination that exists and is not up to date may be replaced, which destroys its content.
@@ -158,6 +199,24 @@ EXAMPLES = r"""
     backing_format: qcow2
     changed: since-full-backup
 
+- name: A copy with the checksum of its content beside it
+  diskwright.images.image_convert:
+    src: /var/lib/images/web.qcow2
+    dest: /srv/backup/web.qcow2
+    compress: true
+    up_to_date: checksum
+    replace: true
+
+- name: An image of unknown origin, which is to be no trouble
+  diskwright.images.image_convert:
+    src: /srv/incoming/upload.qcow2
+    src_format: qcow2
+    dest: /var/lib/images/upload.qcow2
+    implicit_references: none
+    limits:
+      virtual_size: 100G
+      expansion: 100
+
 - name: Only if the content is different
   diskwright.images.image_convert:
     src: /srv/incoming/disk.raw
@@ -182,6 +241,7 @@ plan:
       target: /var/lib/images/template.qcow2
       command: qemu-img convert -f raw -O qcow2 -c /srv/incoming/disk.raw /var/lib/images/template.qcow2
       why: it does not exist
+      cost: 1073741824
       bytes: 431030272
 diskwright:
   description: The version of the library and the kernels in use.
@@ -190,16 +250,24 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+from ..module_utils import _policy  # noqa: E402
 from ..module_utils._conversion import observe, plan, wanted  # noqa: E402
-from ..module_utils._disk import observe as observe_disk  # noqa: E402
 from ..module_utils._encryption import NEW_IMAGE  # noqa: E402
-from ..module_utils._runner import carry_out, reached, run, set_attributes  # noqa: E402
+from ..module_utils._look import observe as observe_disk  # noqa: E402
+from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, set_attributes  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..module_utils import _bundle_converting  # noqa: E402, F401
 
 ARGUMENTS = {
+    **_policy.ARGUMENTS,
+    **WAITING,
+    **REPORTING,
+    "src_encryption": NEW_IMAGE,
+    "backing_encryption": NEW_IMAGE,
+    "content_checksum": {"type": "bool", "default": False},
+    "content_file": {"type": "bool", "default": False},
     "src": {"type": "list", "elements": "path", "required": True},
     "src_format": {"type": "str"},
     "disk": {"type": "str"},
@@ -214,13 +282,15 @@ ARGUMENTS = {
     "backing_format": {"type": "str"},
     "changed": {"type": "str"},
     "encryption": NEW_IMAGE,
-    "up_to_date": {"type": "str", "choices": ["source", "content", "exists"], "default": "source"},
+    "up_to_date": {"type": "str", "choices": ["source", "content", "checksum", "exists"], "default": "source"},
     "replace": {"type": "bool", "default": False},
 }
 
 
 def task(module):
     dest = module.params["dest"]
+    backing = module.params["backing_file"]
+    _policy.choose(module.params, [] if backing is None else [os.path.join(os.path.dirname(os.path.abspath(dest)), backing)])
     want = wanted(module.params)
     have = observe(want)
     steps = plan(want, have)

@@ -20,6 +20,8 @@ description:
   - What snapshots there are is told by M(diskwright.images.qemu_img_info), also of images in use.
 extends_documentation_fragment:
   - diskwright.images.attributes
+  - diskwright.images.untrusted
+  - diskwright.images.waiting
 options:
   path:
     description:
@@ -66,6 +68,8 @@ options:
     type: bool
     default: false
 notes:
+  - A run that was killed may leave the snapshot on some of several images. The next one removes it there and makes it of all of them. Where the
+    file system has no extended attributes, which say so, it is refused unless O(complete) is set.
   - Encrypted images need no passphrase, since snapshots are made of encrypted data as it is.
   - While several disks are set back, each one has a snapshot C(diskwright-undo) of what it held. Only a run that was killed leaves
     one behind. The next one with O(state=applied) and O(allow_rollback=true) removes it once all disks are set back.
@@ -178,14 +182,17 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._runner import carry_out, reached, run  # noqa: E402
-from ..module_utils._snapshot import observe, plan, wanted  # noqa: E402
+from ..module_utils import _policy  # noqa: E402
+from ..module_utils._runner import WAITING, carry_out, reached, run  # noqa: E402
+from ..module_utils._snapshot import observe, plan, unmark, wanted  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..module_utils import _bundle_snapshots  # noqa: E402, F401
 
 ARGUMENTS = {
+    **_policy.ARGUMENTS,
+    **WAITING,
     "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
     "format": {"type": "str"},
     "name": {"type": "str"},
@@ -203,6 +210,8 @@ def task(module):
     have = observe(want)
     steps = plan(want, have)
     result = carry_out(module, ", ".join(want["paths"]), have, steps)
+    if not module.check_mode:
+        unmark(have["_unfinished"])
     images = reached(module, have, steps, lambda: observe(want))["images"]
     result["images"] = [{"path": path, **images[path]} for path in want["paths"]]
     return result

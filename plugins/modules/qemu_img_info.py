@@ -16,8 +16,13 @@ description:
   - Returns what disk images are. Their sizes, formats and options, their backing chains, where their data is, and how much room
     their content would take in another format.
   - Changes nothing, and works on images that a running virtual machine uses.
+  - What is sent to the managed node is made for images of the formats raw and qcow2 that are not encrypted. For others, and for what takes more
+    (O(map), O(measure), O(content_checksum), the limit O(limits.expansion), and C(async)), this sends
+    M(diskwright.images.qemu_img_info_full) by itself, which is twice as large.
 extends_documentation_fragment:
   - diskwright.images.attributes
+  - diskwright.images.describing
+  - diskwright.images.untrusted
 attributes:
   check_mode:
     description: Changes nothing, so that check mode makes no difference.
@@ -25,42 +30,12 @@ attributes:
   diff_mode:
     description: Changes nothing, so that there is no difference to show.
     support: N/A
-options:
-  path:
-    description:
-      - The images.
-      - A name with a comma must be written as a list of one, since Ansible splits a plain string at commas.
-    type: list
-    elements: path
-    required: true
-    aliases: [paths]
-  format:
-    description: The format of the images. It is told from their content if not given.
-    type: str
-  backing_chain:
-    description: Whether to describe the backing files too, down to the last.
-    type: bool
-    default: false
-  map:
-    description: Whether to return where the data of each image is.
-    type: bool
-    default: false
-  measure:
-    description: Whether to return how many bytes a new image with the content of each image would need.
-    type: dict
-    suboptions:
-      format:
-        description: The format of that new image.
-        type: str
-        default: qcow2
-      options:
-        description: Options of that format, by the names that C(qemu-img measure -o) has for them.
-        type: dict
-  missing_ok:
-    description: Whether an image that does not exist is described by RV(images[].exists=false) rather than being an error.
-    type: bool
-    default: false
+  action:
+    description: Runs on the controller to choose what is sent.
+    support: full
+options: {}
 seealso:
+  - module: diskwright.images.qemu_img_info_full
   - module: diskwright.images.disk_image
   - module: diskwright.images.image_bitmap
   - module: diskwright.images.image_check
@@ -83,6 +58,20 @@ EXAMPLES = r"""
       - /var/lib/images/clone1.qcow2
       - /var/lib/images/clone2.qcow2
     backing_chain: true
+
+- name: An upload is only used if it is harmless
+  diskwright.images.qemu_img_info:
+    path: /srv/incoming/upload.qcow2
+    inspect: true
+    implicit_references: none
+    limits:
+      virtual_size: 100G
+  register: upload
+
+- name: It is
+  ansible.builtin.assert:
+    that: upload.images[0].inspect.safe
+    fail_msg: "{{ upload.images[0].inspect.reasons | join(', ') }}"
 
 - name: Room that a raw copy would take
   diskwright.images.qemu_img_info:
@@ -180,6 +169,30 @@ images:
       type: list
       elements: dict
       sample: [{start: 0, length: 65536, depth: 0, present: true, zero: false, data: true, compressed: false, offset: 327680}]
+    inspect:
+      description: The verdict on an image that somebody else made.
+      returned: with O(inspect)
+      type: dict
+      contains:
+        safe:
+          description: Whether there is no reason against it.
+          type: bool
+          sample: false
+        reasons:
+          description: Each reason, in words.
+          type: list
+          elements: str
+          sample: ["/srv/incoming/upload.qcow2: the image refers to the backing file '/etc/shadow', which the open policy refuses (mode 'none')"]
+        references:
+          description: The files that the image and those below it name, as far as they are allowed to be opened.
+          type: list
+          elements: dict
+          sample: [{image: /srv/incoming/upload.qcow2, role: backing, name: /etc/shadow, allowed: false}]
+    content_checksum:
+      description: The checksum of the content, in hexadecimal digits.
+      returned: with O(content_checksum)
+      type: str
+      sample: 0f3c8a5b6d0e7a4f1c2b9d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a
     measure:
       description: The bytes that a new image would need.
       returned: with O(measure)
@@ -192,22 +205,12 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
-from ..module_utils._info import describe  # noqa: E402
+from ..module_utils._info import ARGUMENTS, describe  # noqa: E402
 from ..module_utils._runner import run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..module_utils import _bundle_looking  # noqa: E402, F401
-
-ARGUMENTS = {
-    "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
-    "format": {"type": "str"},
-    "backing_chain": {"type": "bool", "default": False},
-    "map": {"type": "bool", "default": False},
-    "measure": {"type": "dict", "options": {"format": {"type": "str", "default": "qcow2"}, "options": {"type": "dict"}}},
-    "missing_ok": {"type": "bool", "default": False},
-}
-
 
 def task(module):
     return {"changed": False, "images": [describe(path, module.params) for path in module.params["path"]]}

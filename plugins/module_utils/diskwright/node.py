@@ -265,7 +265,6 @@ class Node(Hooks):
             self.write_own(offset, view)
             return
         entry = self.serialise(offset, len(view))
-        recorder = self.recorder
         try:
             allocs = self._alloc(offset, len(view))
             fresh = [alloc for alloc in allocs if alloc.fresh]
@@ -278,8 +277,8 @@ class Node(Hooks):
             if fresh:
                 self._link(fresh)
         finally:
-            if recorder is not None:
-                recorder(offset, len(view))
+            if self.recorder is not None:
+                self.recorder(offset, len(view))
             self.release(entry)
 
     def _fill(self, alloc: Alloc, offset: int, view: memoryview) -> None:
@@ -330,13 +329,11 @@ class Node(Hooks):
 
     def write_own(self, host_offset: int, view: memoryview) -> None:
         """Write bytes that this node hosts, whatever its request alignment is."""
-        if self.recorder is not None and self.leaf:
-            try:
-                self._write_own(host_offset, view)
-            finally:
-                self.recorder(host_offset, len(view))
-        else:
+        try:
             self._write_own(host_offset, view)
+        finally:
+            if self.recorder is not None and self.leaf:
+                self.recorder(host_offset, len(view))
 
     def _write_own(self, host_offset: int, view: memoryview) -> None:
         align = self.request_alignment

@@ -115,10 +115,11 @@ def test_what_a_killed_run_leaves_is_taken_over_and_one_that_still_runs_is_not(t
 
 CONVERTED = """
 import sys
+from collections import defaultdict
 from ansible_collections.diskwright.images.plugins.module_utils import _conversion
-want = _conversion.wanted({"src": [sys.argv[1]], "dest": sys.argv[2], "src_format": "raw", "format": "qcow2", "compress": True,
+want = _conversion.wanted(defaultdict(type(None), {"src": [sys.argv[1]], "dest": sys.argv[2], "src_format": "raw", "format": "qcow2", "compress": True,
     "up_to_date": "source", "replace": True, "backing_file": None, "backing_format": None, "options": {}, "size": None, "checksum": None, "mode": None,
-    "encryption": None})
+    "encryption": None}))
 for step in _conversion.plan(want, _conversion.observe(want)):
     step.run()
 """

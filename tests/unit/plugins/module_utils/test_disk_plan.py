@@ -31,6 +31,7 @@ PARAMETERS = {
     "commit": False,
     "allow_backing_change": False,
     "allow_data_file_change": False,
+    "allow_convert": False,
     "private": False,
     "encryption": None,
 }
@@ -56,7 +57,7 @@ def some_want(rng):
         "rebase": rng.choice(["never", "moved", "safe", "unsafe"]),
         "encryption": rng.choice([None, None, encryption(), encryption(old_passphrase_file="/old, key", erase_old=rng.random() < 0.5)]),
     }
-    for name in ("allow_shrink", "allow_unsafe_rebase", "commit", "allow_backing_change", "allow_data_file_change", "private"):
+    for name in ("allow_shrink", "allow_unsafe_rebase", "commit", "allow_backing_change", "allow_data_file_change", "allow_convert", "private"):
         want[name] = rng.random() < 0.5
     want["flatten"] = want["backing_file"] is None and not want["commit"] and rng.random() < 0.3
     return want
@@ -78,6 +79,10 @@ def some_have(rng):
         "_data": rng.random() < 0.5,
         "_amendable": AMENDABLE,
         "_bitmaps": rng.random() < 0.1,
+        "_preallocated": rng.random() < 0.7,
+        "_lost": rng.choice([[], [], ["2 internal snapshots"]]),
+        "_stored": rng.choice([None, 4096]),
+        "_below": rng.choice([None, 4096]),
     }
     if have["encryption"] is not None:
         have.update(key_slots=2, _slots=None, _old_slots=None)
@@ -118,8 +123,8 @@ def test_a_plan_leads_where_it_should_and_a_satisfied_want_needs_none():
         assert not (want["commit"] and reached["_data"])
         if want["size"] is not None or have["state"] == "present":
             assert plan(want, reached) == [], (want, have)
-    for verb in ("create", "remove", "resize", "rebase", "commit", "amend"):
-        assert verbs.count(verb) > 25, verb
+    for verb in ("create", "remove", "resize", "rebase", "commit", "amend", "convert", "allocate"):
+        assert verbs.count(verb) > 15, verb
 
 
 def test_what_destroys_data_needs_its_permission():
@@ -143,6 +148,8 @@ def test_what_destroys_data_needs_its_permission():
                 assert want["rebase"] == "safe" or want["flatten"]
             elif step.verb == "commit":
                 assert want["commit"] and want["allow_backing_change"]
+            elif step.verb == "convert":
+                assert want["allow_convert"] and not have["_lost"] and have["encryption"] is None
             elif step.verb == "amend":
                 assert "data_file" not in step.line() or want["allow_data_file_change"]
                 assert "inactive" not in step.line() or want["encryption"].erase_old
@@ -159,7 +166,8 @@ def test_planning_changes_neither_state_and_shows_what_it_will_do():
             continue
         assert (repr(want), repr(have)) == before
         shown = difference(PATH, have, steps)
-        assert shown["after"].get("plan", []) == [step.line() for step in steps]
+        assert [line.partition("  # ")[0] for line in shown["after"].get("plan", [])] == [step.line() for step in steps]
+        assert all(str(step.cost) in line for step, line in zip(steps, shown["after"].get("plan", [])) if step.cost)
         assert all(PATH in step.line() and step.why for step in steps)
         assert SECRET not in repr((want, have, shown)) + "".join(map(repr, steps))
         assert steps or shown["before"] == shown["after"]

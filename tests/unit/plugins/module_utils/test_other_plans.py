@@ -36,6 +36,13 @@ def conversions():
             "up_to_date": rng.choice(["source", "content", "exists"]),
             "replace": rng.random() < 0.5,
             "private": False,
+            "changed": rng.choice([None, None, "since"]),
+            "disk": None,
+            "verify_manifest": False,
+            "content_checksum": rng.random() < 0.5,
+            "content_file": rng.random() < 0.5,
+            "src_encryption": rng.choice([None, None, {"passphrase": SECRET, "passphrase_file": None}]),
+            "backing_encryption": None,
             "encryption": rng.choice([None, Encryption({"passphrase": SECRET, "passphrase_file": None}, lookup_format("qcow2"))]),
         }
         current = rng.random() < 0.3
@@ -55,10 +62,12 @@ def test_a_conversion_happens_where_it_must_and_never_unasked():
         assert _conversion.plan(want, after(have, steps)) == []
         for step in steps:
             done += 1
-            assert step.argv[:2] == ("qemu-img", "convert") and step.argv[-1] == "/images/dest"
+            program = ("qemu-img", "convert") if want["changed"] is None else ("diskwright", "convert")
+            assert step.argv[:2] == program and step.argv[-1] == "/images/dest"
+            assert ("source-key" in step.line()) == (want["src_encryption"] is not None)
             assert ("resize" in step.line()) == (want["size"] is not None)
             assert ("encrypt.format=luks,encrypt.key-secret=key" in step.line()) == (want["encryption"] is not None)
-            assert SECRET not in step.line() + repr((want, have, _conversion.request(want)))
+            assert SECRET not in step.line() + repr((have, _conversion.request(want)))
     assert done > 300
 
 
@@ -73,7 +82,7 @@ def test_a_repair_happens_where_it_was_allowed_and_something_is_wrong():
         reached = after(have, steps)
         assert _repair.plan(want, reached) == []
         if steps and want["repair"] == "all":
-            _repair.judge("/images/disk", reached, "nothing")
+            _repair.judge([{"path": "/images/disk", **reached}], "nothing")
 
 
 @pytest.mark.parametrize("tolerate, counts, passes", [
@@ -82,12 +91,16 @@ def test_a_repair_happens_where_it_was_allowed_and_something_is_wrong():
 ])
 def test_what_is_tolerated(tolerate, counts, passes):
     found = dict(zip(_repair.COUNTS, counts))
+    images = [{"path": "/images/disk", **found}, {"path": "/images/good", **dict.fromkeys(_repair.COUNTS, 0)}]
     if passes:
-        _repair.judge("/images/disk", found, tolerate)
-    else:
-        with pytest.raises(Refusal, match="/images/disk is not consistent: 1 ") as caught:
-            _repair.judge("/images/disk", found, tolerate)
-        assert failure(caught.value)["check"] == found
+        _repair.judge(images, tolerate)
+        return
+    with pytest.raises(Refusal, match="^/images/disk is not consistent: 1 [^;]*$") as caught:
+        _repair.judge(images, tolerate)
+    assert failure(caught.value)["images"] == images
+    with pytest.raises(Refusal) as caught:
+        _repair.judge(images[:1], tolerate)
+    assert failure(caught.value)["check"] == found
 
 
 @pytest.mark.parametrize("given, text", [

@@ -10,6 +10,7 @@ from importlib import import_module
 import pytest
 import yaml
 
+COLLECTION = "ansible_collections.diskwright.images.plugins"
 PACKAGE = "ansible_collections.diskwright.images.plugins.modules"
 MODULES = sorted(
     name[:-3] for name in os.listdir(os.path.join(os.path.dirname(__file__), "../../../../plugins/modules")) if name.endswith(".py")
@@ -26,7 +27,11 @@ def test_a_module_is_described_as_it_is(name):
     module = import_module("%s.%s" % (PACKAGE, name))
     documented = yaml.safe_load(module.DOCUMENTATION)
     assert documented["module"] == name
-    options = documented["options"]
+    options = dict(documented["options"])
+    for fragment in documented.get("extends_documentation_fragment", ()):
+        if fragment.startswith("diskwright.images."):
+            home = import_module("%s.doc_fragments.%s" % (COLLECTION, fragment.rpartition(".")[2]))
+            options.update(yaml.safe_load(home.ModuleDocFragment.DOCUMENTATION)["options"])
     assert set(options) == set(module.ARGUMENTS)
     for key, argument in module.ARGUMENTS.items():
         for field in ("type", "default", "choices", "required", "elements", "aliases"):
@@ -36,7 +41,7 @@ def test_a_module_is_described_as_it_is(name):
                 assert options[key]["suboptions"][inner].get(field) == suboption.get(field), (key, inner, field)
         assert set(options[key].get("suboptions", {})) == set(argument.get("options", {}))
     if name != "seed_image":  # whose work is done on the controller
-        assert {"plan", "diskwright"} - set(yaml.safe_load(module.RETURN)) <= ({"plan"} if name.endswith("_info") else set())
+        assert {"plan", "diskwright"} - set(yaml.safe_load(module.RETURN)) <= ({"plan"} if "_info" in name else set())
 
 
 @pytest.mark.parametrize("name", MODULES)
