@@ -24,9 +24,14 @@ _NAMES = ((CONSISTENT_READ, "consistent read"), (WRITE, "write"), (WRITE_UNCHANG
 def use(user: Any, role: str, node: Node, perm: int, shared: int) -> Edge:
     """Make `user` one more user of a node. Raises Error where another one objects, ReadOnly, and Locked; nothing is changed then."""
     edge = Edge(user, role, node, perm, shared)
+    held, tolerated = node.flags.permissions()
+    alone = not node.parents
     node.parents.append(edge)
     try:
-        refresh(node)
+        if alone or perm & ~tolerated or held & ~shared:
+            refresh(node)
+        else:  # whoever they are, nobody objects: a node may have thousands of users
+            _hold(node, held | perm, tolerated & shared)
     except BaseException:
         node.parents.remove(edge)
         settle(node)
@@ -49,7 +54,10 @@ def change(edge: Edge, perm: int, shared: int) -> None:
 def refresh(node: Node) -> None:
     """Make the permissions of a node what its users need by now. Raises Error, ReadOnly, Locked."""
     find_conflict(node)
-    perm, shared = together(node)
+    _hold(node, *together(node))
+
+
+def _hold(node: Node, perm: int, shared: int) -> None:
     if perm & (WRITE | WRITE_UNCHANGED) and node.read_only:
         raise ReadOnly("Block node is read-only", filename=node.filename)
     if (perm, shared) != node.flags.permissions():
@@ -76,12 +84,11 @@ def together(node: Node) -> tuple[int, int]:
 def find_conflict(node: Node) -> None:
     """Raise Error if one user does what another one does not share; the newest is heard first, as in QEMU."""
     for left in reversed(node.parents):
-        for right in reversed(node.parents):
-            denied = right.perm & ~left.shared
-            if left is not right and denied:
-                names = ", ".join(name for bit, name in _NAMES if denied & bit)
-                text = "Permission conflict on node '%s': permissions '%s' are both required by %s and unshared by %s."
-                raise Error(text % (node.name, names, describe_use(right), describe_use(left)), filename=node.filename)
+        right = None if left.shared == ALL else next((edge for edge in reversed(node.parents) if edge is not left and edge.perm & ~left.shared), None)
+        if right is not None:
+            names = ", ".join(name for bit, name in _NAMES if right.perm & ~left.shared & bit)
+            text = "Permission conflict on node '%s': permissions '%s' are both required by %s and unshared by %s."
+            raise Error(text % (node.name, names, describe_use(right), describe_use(left)), filename=node.filename)
 
 
 def describe_use(edge: Edge) -> str:

@@ -347,9 +347,10 @@ def _settle(old: Any, new: Any) -> Any:
     if isinstance(old, dict) and isinstance(new, dict):
         gone, added = [key for key in old if key not in new], [key for key in new if key not in old]
         for index, key in enumerate(gone):
-            remark = old.ca.items.pop(key, None) if hasattr(old, "ca") else None
+            remarks = old.ca.items if hasattr(old, "ca") else {}
+            remark = remarks.pop(key, None)
             if remark is not None and added:
-                old.ca.items[added[min(index, len(added) - 1)]] = remark
+                remarks[added[min(index, len(added) - 1)]] = remark
             del old[key]
         for key, value in new.items():
             if key in old:

@@ -75,9 +75,7 @@ def schema() -> dict[str, Any]:
 
 def _choice(key: str, prefix: str, values: list[str]) -> dict[str, Any]:
     """An object of which the value of `key` says what else is in it."""
-    branches = [
-        {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": {"$ref": "#/$defs/" + prefix + value}} for value in values
-    ]
+    branches = [{"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": {"$ref": "#/$defs/" + prefix + value}} for value in values]
     return {"type": "object", "required": [key], "properties": {key: {"enum": values}}, "allOf": branches}
 
 
