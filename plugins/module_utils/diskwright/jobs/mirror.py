@@ -6,6 +6,8 @@ image that is written, which is a mirror into one of its own backing files
 
 from __future__ import annotations
 
+from time import monotonic
+
 from ..copy.window import copy_ranges
 from ..errors import Error, OptionError
 from ..node import ALL
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 MIN_GRANULARITY, MAX_GRANULARITY = 512, 64 << 20  # bytes
 DEFAULT_GRANULARITY = 64 << 10
-NEARLY = 1 << 20  # bytes that may still be dirty for the target to count as a copy: a client that writes all the time is never caught up with
+# What may still be dirty for the target to count as a copy, since a client that writes all the time is never caught up with: bytes, or what is
+# copied in so many seconds. Clients wait for so long in the end.
+NEARLY = 1 << 20
+STILL = 0.2
 IDLE = 0.2  # seconds at most between two looks at what is asked of a job that has nothing to copy
 SPANS = 256  # dirty runs that are copied in one go
 
@@ -57,6 +62,7 @@ class MirrorJob(BlockJob):
         self.target = target
         self.granularity = granularity
         self.fresh = False  # the target is new, and reads as zeroes
+        self._rate = 0.0  # bytes a second, of the last copy
         self.softly = False  # to end without giving the target to the users of the source
         self.replaced = live.node(options.replaces) if options.replaces is not None else None
 
@@ -112,7 +118,7 @@ class MirrorJob(BlockJob):
         while True:
             left = top.remaining()
             self.total = self.current + left
-            if not left or self.current >= first and left <= NEARLY:
+            if not left or self.current >= first and left <= max(NEARLY, self._rate * STILL):
                 self.become_ready()
                 if self.completing or self.softly:
                     break
@@ -131,6 +137,7 @@ class MirrorJob(BlockJob):
     def _copy_some(self, top: MirrorTop, position: int) -> int:
         """Copy some of what is dirty; how far to go on with the search."""
         taken: list[tuple[int, int]] = []
+        start = monotonic()
 
         def step() -> None:
             with self.root.request():
@@ -158,6 +165,7 @@ class MirrorJob(BlockJob):
             self.pause_point()
             return 0
         done = sum(length for _offset, length in taken)
+        self._rate = done / max(monotonic() - start, 1e-6)
         self.current += done
         self.pace(done)
         return sum(taken[-1]) - position if taken else 0
