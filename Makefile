@@ -45,8 +45,10 @@ lint: $(DONE)/lint
 	@.ci/lint
 
 #: make sanity              ansible-test sanity, ansible-lint, the docs linter, the Galaxy importer, build and install
+#:                          and with CORES="2.18:3.11 2.21:3.13" (release:Python) the same and more under other releases of ansible-core
 sanity: $(DONE)/sanity
 	@.ci/sanity
+	@if [ -n "$(CORES)" ]; then .ci/cores $(CORES); fi
 
 #: make molecule            the roles by molecule, each twice; SCENARIO=name for one alone
 molecule: $(DONE)/molecule

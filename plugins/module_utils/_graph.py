@@ -84,7 +84,7 @@ def directory(params: Mapping[str, Any], default: str, key: str = "") -> str:
 
 def observe(want: State) -> dict[str, Any]:
     """The images, the file's text (None: there is none), and the service."""
-    have: dict[str, Any] = {"images": [observe_disk(image["path"], image) for image in want["images"]], "text": _text(want["path"])}
+    have: dict[str, Any] = {"_images": [observe_disk(image["path"], image) for image in want["images"]], "text": _text(want["path"])}
     have["service"] = want["service"].observe() if want["state"] != "present" else None
     if want["state"] == "exported":
         have["_library"] = want["library"] is None or os.path.isdir(_library(want))
@@ -118,7 +118,7 @@ def plan(want: State, have: State) -> list[Step]:
     """Steps for the images, the file and the service, in this order; the other way round for what should be absent. No I/O. Raises Refusal."""
     if want["state"] == "absent":
         return [*_stopping(want, have), *_removing(want, have)]
-    steps = [step for image, found in zip(want["images"], have["images"]) for step in plan_disk(image, found)]
+    steps = [step for image, found in zip(want["images"], have["_images"]) for step in plan_disk(image, found)]
     for step in steps:
         step.change = {}  # of an image, not of the graph
     if want["text"] is not None and want["text"] != have["text"]:
