@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional, Sequence
 
 import inputs
+import nbd
 
 ROOT = Path(__file__).resolve().parents[2]
 PURE, ACCEL, QEMU, CP = "pure", "accel", "qemu-img", "cp"
@@ -251,7 +252,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the rows and do nothing")
     parser.add_argument("--keep", type=Path, help="keep the inputs in this folder, and use those that are there")
     given = parser.parse_args()
-    rows = [row for row in TABLE if not given.rows or any(part in row.name for part in given.rows)]
+    rows: list[Row | nbd.Row] = [row for row in (*TABLE, *nbd.TABLE) if not given.rows or any(part in row.name for part in given.rows)]
     if given.list:
         for row in rows:
             sys.stdout.write(row.name + "\n")
@@ -271,6 +272,11 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         script = install(Path(disk) / "prefix")
         for row in rows:
+            if isinstance(row, nbd.Row):
+                environments = {program: environment(program) for program in twins}
+                results.append(nbd.measure(row, environments, given.repeat or (3 if given.quick else 5), folder, given.size, script))
+                sys.stderr.write("%s: %s\n" % (row.name, json.dumps(results[-1]["ratio"])))
+                continue
             programs = [QEMU, CP] + [program for program in twins if "zstd" not in row.name or can_zstd(program, script)]
             size = given.size // 8 if given.quick and row.slow else given.size
             result = measure(row, programs, given.repeat or (3 if given.quick else 5), folder, Path(disk), size, script)
