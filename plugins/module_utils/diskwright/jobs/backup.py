@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..copy.window import copy_ranges
 from ..errors import Error, OptionError, Unsupported
 from ..filters.copy_before_write import CopyBeforeWrite, CopyBeforeWriteOptions
+from ..filters.snapshot_access import SnapshotAccess, SnapshotAccessOptions
 from ..moment import Moment
 from ..node import ALL, OpenFlags
 from ..options import opt
@@ -51,6 +52,18 @@ class BackupMoment(Moment):
         copy_ranges(self.source, self.target, [(start, end - start)], compress=self._compress, threads=1 if end - start <= self.unit else 2)
 
 
+class KeptSource(SnapshotAccess):
+    """The source as it was when the job began, for a target that reads from it what was not copied yet."""
+
+    def keep(self, moment: Moment) -> None:
+        """What is read."""
+        self._moment = moment
+        self._size = moment.size
+
+    def unfiltered(self) -> Node:
+        return self.children["file"].unfiltered()
+
+
 class BackupJob(BlockJob):
     """One backup."""
 
@@ -65,6 +78,7 @@ class BackupJob(BlockJob):
         self.moment: Optional[Moment] = None
         self._frozen: Optional[Bitmap] = None  # the bitmap's bits when the job began
         self._top: Optional[CopyBeforeWrite] = None
+        self._kept: Optional[Node] = None  # the layer of the target whose backing node is a KeptSource
 
     def begin(self) -> None:
         """Put it into the graph: this is the moment that is backed up."""
@@ -88,8 +102,23 @@ class BackupJob(BlockJob):
             top.close()
             raise
         self._top = top
+        self._read_through(self.moment)
         self.root = self.use(self.source)
         self.total = self.moment.remaining()
+
+    def _read_through(self, moment: Moment) -> None:
+        """If the target reads from the source what was not copied, let it read what was there when the job began."""
+        source = self.source.unfiltered()
+        for layer in chain.layers(self.target):
+            below = layer.backing
+            if below is not None and below.unfiltered() is source:
+                made = KeptSource(SnapshotAccessOptions.from_mapping({"file": below}), OpenFlags(perm=0, shared=ALL))
+                made.keep(moment)
+                self.graph.adopt(made)
+                show_as_child(made)
+                self.graph.set_child(layer, "backing", made)
+                self._kept = layer
+                return
 
     def _freeze(self, found: Found) -> None:
         """Remember the bits, and let the bitmap begin anew if it is to."""
@@ -168,6 +197,9 @@ class BackupJob(BlockJob):
 
     def _take_off(self) -> None:
         top, self._top = self._top, None
+        layer, self._kept = self._kept, None
+        if layer is not None and isinstance(layer.backing, KeptSource):
+            self.graph.set_child(layer, "backing", layer.backing.children["file"])
         if top is not None:
             self.graph.replace(top, top.file)
 

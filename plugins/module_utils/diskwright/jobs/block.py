@@ -10,7 +10,6 @@ import os
 from time import monotonic
 
 from ..errors import Error, OptionError
-from ..filter import Filter
 from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
 from ..options import Options, opt
 from ..root import Root
@@ -241,10 +240,10 @@ class BlockJob(Job):
         return found
 
 
-def show_as_child(made: Filter) -> None:
+def show_as_child(made: Node) -> None:
     """Let a filter that a job made go by the name of what it is on top of: nobody can open it again."""
-    made.filename = made.file.filename
-    made.full_options = made.file.full_options
+    made.filename = made.children["file"].filename
+    made.full_options = made.children["file"].full_options
 
 
 def begin(live: Live, job: BlockJob, prepare: Callable[[], None]) -> None:

@@ -48,10 +48,10 @@ def node_info(live: Live, node: Node, flat: bool = False) -> dict[str, Any]:
     found.update((key, 0) for key in _THROTTLE)
     if node.backing is not None:
         found["backing_file"] = node.backing.filename
-        depth, below = 0, node.backing
-        while below is not None and depth < MAX_DEPTH:
-            depth, below = depth + 1, below.backing  # type: ignore[assignment]
-        found["backing_file_depth"] = 0 if flat else depth
+    depth, below = 0, _below(node)
+    while below is not None and depth < MAX_DEPTH and not flat:
+        depth, below = depth + 1, _below(below)
+    found["backing_file_depth"] = depth
     dirty = [one.state(live.is_busy(one)) for one in bitmaps(node)]
     if isinstance(node, MirrorTop):
         count = node.remaining()
@@ -59,6 +59,11 @@ def node_info(live: Live, node: Node, flat: bool = False) -> dict[str, Any]:
     if dirty:
         found["dirty-bitmaps"] = dirty
     return found
+
+
+def _below(node: Node) -> Optional[Node]:
+    """What is shown as the backing image of a node: of a filter, what it is a filter of."""
+    return node.file if isinstance(node, Filter) else node.backing
 
 
 def _image(node: Node, flat: bool, depth: int) -> dict[str, Any]:
@@ -83,8 +88,9 @@ def _image(node: Node, flat: bool, depth: int) -> dict[str, Any]:
     specific = node.format_specific()
     if specific is not None:
         found["format-specific"] = {"type": node.driver, "data": specific}
-    if node.backing is not None and not flat and depth:
-        found["backing-image"] = _image(node.backing, flat, depth - 1)
+    below = _below(node)
+    if below is not None and not flat and depth:
+        found["backing-image"] = _image(below, flat, depth - 1)
     return found
 
 
