@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ..filter import Filter
 from ..graph import resolve_name
 from ..root import KINDS, Root
 from .filters import MirrorTop
@@ -11,7 +12,7 @@ from .recording import bitmaps, recording
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Optional
 
     from ..hooks import Snapshot
     from ..node import Node
