@@ -22,13 +22,12 @@ extends_documentation_fragment:
   - diskwright.images.waiting
 options:
   path:
-    description:
-      - The images. All of them are checked, and repaired where they may be, before the task fails for one.
-      - A name with a comma must be written as a list of one, since Ansible splits a plain string at commas.
+    description: The image. Either this or O(paths) must be given.
+    type: path
+  paths:
+    description: Several images. All of them are checked, and repaired where they may be, before the task fails for one.
     type: list
     elements: path
-    required: true
-    aliases: [paths]
   format:
     description: Its format. It is told from its content if not given.
     type: str
@@ -59,7 +58,7 @@ EXAMPLES = r"""
 
 - name: Three images in one task
   diskwright.images.image_check:
-    path:
+    paths:
       - /var/lib/images/node1.qcow2
       - /var/lib/images/node2.qcow2
       - /var/lib/images/node3.qcow2
@@ -159,7 +158,8 @@ if TYPE_CHECKING:
 ARGUMENTS = {
     **_policy.ARGUMENTS,
     **WAITING,
-    "path": {"type": "list", "elements": "path", "required": True, "aliases": ["paths"]},
+    "path": {"type": "path"},
+    "paths": {"type": "list", "elements": "path"},
     "format": {"type": "str"},
     "repair": {"type": "str", "choices": ["none", "leaks", "all"], "default": "none"},
     "tolerate": {"type": "str", "choices": ["nothing", "leaks", "everything"], "default": "leaks"},
@@ -169,12 +169,13 @@ ARGUMENTS = {
 
 def task(module):
     want = module.params
-    if not want["path"]:
-        raise Refusal("path: at least one image is needed")
+    paths = [want["path"]] if want["paths"] is None else want["paths"]
+    if not paths:
+        raise Refusal("paths: at least one image is needed")
     if want["force_share"] and want["repair"] != "none":
         raise Refusal("force_share excludes repair: nobody else may write to an image while it is repaired")
     result = {"changed": False, "plan": [], "images": []}
-    for path in want["path"]:
+    for path in paths:
         own = {**want, "path": path}
         have = observe(path, want["format"], want["force_share"])
         steps = plan(own, have)
@@ -185,14 +186,14 @@ def task(module):
         result["images"].append({"path": path, **found})
         if "diff" in done:
             result.setdefault("diff", []).append(done["diff"])
-    if len(want["path"]) == 1:
+    if len(paths) == 1:
         result["check"] = found
     judge(result["images"], want["tolerate"])
     return result
 
 
 def main():
-    run(task, argument_spec=ARGUMENTS)
+    run(task, argument_spec=ARGUMENTS, required_one_of=[("path", "paths")], mutually_exclusive=[("path", "paths")])
 
 
 if __name__ == "__main__":
