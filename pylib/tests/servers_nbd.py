@@ -7,7 +7,9 @@ Each is a context manager: it yields once the server listens, and always stops i
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -66,11 +68,27 @@ def nbdkit(path: Path, *words: str) -> Iterator[Path]:
 
 @contextmanager
 def nbd_server(path: Path, image: Path) -> Iterator[Path]:
-    """nbd-server with the export "disk"."""
-    config = path.with_name(path.name + ".conf")
-    config.write_text("[generic]\nunixsock = %s\nallowlist = true\nport = 0\n[disk]\nexportname = %s\ntrim = true\nflush = true\n" % (path, image))
-    with listening([program("nbd-server"), "-d", "-C", str(config)], path):
+    """nbd-server with the export "disk". It goes to the background by itself."""
+    config, pid = path.with_name(path.name + ".conf"), path.with_name(path.name + ".pid")
+    config.write_text("[generic]\nunixsock = %s\nallowlist = true\n[disk]\nexportname = %s\ntrim = true\nflush = true\n" % (path, image))
+    subprocess.run([program("nbd-server"), "-C", str(config), "-p", str(pid)], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True)
+    end = time.monotonic() + PATIENCE
+    while not (pid.exists() and pid.read_text().strip() and _greets(path)):
+        assert time.monotonic() < end, "nbd-server does not start"
+        time.sleep(0.01)
+    try:
         yield path
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        path.unlink(missing_ok=True)
+
+
+def _greets(path: Path) -> bool:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(1)
+        sock.connect(str(path))
+        return sock.recv(8) == nbd.INIT_MAGIC
+    return False
 
 
 def credentials(place: Path) -> Path:
