@@ -601,3 +601,50 @@ def test_a_crash_leaves_images_that_are_clean_or_only_leak(tmp_path: Path, kind:
     for name in ("base", "mid", "disk", "copy"):
         found = subprocess.run(["qemu-img", "check", tmp_path / name], capture_output=True, text=True, check=False)
         assert found.returncode in (0, 3), found.stdout + found.stderr
+
+
+def test_what_fails_or_goes_far_is_told(live: Live, tmp_path: Path) -> None:
+    spec = {"driver": "blkdebug", "node-name": "disk", "inject-error": [{"event": "none", "iotype": "read", "errno": 5, "sector": 0}]}
+    nodes.add(live, {**spec, "image": {"driver": "null-co", "size": SIZE}})
+    seen: list[dict[str, Any]] = []
+    live.events.listen(seen.append)
+    nodes.set_write_threshold(live, "disk", CLUSTER)
+    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
+        with pytest.raises(OSError):
+            root.pread(0, 512)
+        for offset in (0, CLUSTER, 2 * CLUSTER):
+            root.pwrite(offset, b"x" * 100)
+    told = {"device": "", "qom-path": "", "node-name": "disk", "operation": "read", "action": "report", "nospace": False, "reason": "Input/output error"}
+    far = {"node-name": "disk", "amount-exceeded": 100, "write-threshold": CLUSTER}
+    assert [(event["event"], event["data"]) for event in seen] == [("BLOCK_IO_ERROR", told), ("BLOCK_WRITE_THRESHOLD", far)]
+
+
+def test_a_broken_image_and_a_quorum_that_disagrees_are_told(live: Live, tmp_path: Path) -> None:
+    path = image(live, tmp_path, "disk", pattern())
+    nodes.remove(live, "disk")
+    with path.open("r+b") as file:
+        file.seek(40)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write((0x80 << 56 | 0x12345).to_bytes(8, "big"))
+    nodes.add(live, {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(path)}})
+    seen: list[dict[str, Any]] = []
+    live.events.listen(seen.append)
+    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root, pytest.raises(Error):
+        root.pread(0, 512)
+    corrupted = next(event["data"] for event in seen if event["event"] == "BLOCK_IMAGE_CORRUPTED")
+    assert corrupted["node-name"] == "disk" and corrupted["fatal"] and "unaligned" in corrupted["msg"]
+    for name, byte in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(byte * 4096)
+        nodes.add(live, {"driver": "file", "node-name": name, "filename": str(tmp_path / name)})
+    nodes.add(live, {"driver": "quorum", "node-name": "q", "children": ["a", "b", "c"], "vote-threshold": 2})
+    nodes.add(live, {"driver": "quorum", "node-name": "q2", "children": ["a", "c"], "vote-threshold": 2})
+    del seen[:]
+    with Root(live.graph, "q") as root:
+        assert root.pread(512, 1024) == b"1" * 1024
+    with Root(live.graph, "q2") as root, pytest.raises(Error):
+        root.pread(0, 4096)
+    assert [(event["event"], event["data"]) for event in seen[:2]] == [
+        ("QUORUM_REPORT_BAD", {"type": "read", "node-name": "c", "sector-num": 1, "sectors-count": 2}),
+        ("QUORUM_FAILURE", {"reference": "q2", "sector-num": 0, "sectors-count": 8}),
+    ]

@@ -9,11 +9,12 @@ https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html (BlockDeviceStats).
 from __future__ import annotations
 
 from contextlib import contextmanager
+from errno import ENOSPC
 from threading import Condition, Lock, get_ident
 from time import perf_counter_ns
 
 from . import edges
-from .errors import Denied
+from .errors import Denied, Error
 from .hooks import ALL, CONSISTENT_READ, WRITE, WRITE_UNCHANGED
 from .node import Node
 
@@ -195,6 +196,9 @@ class Root:
         self._gate.enter()
         try:
             yield self._edge.node
+        except (Error, OSError) as exc:
+            self._tell_of("rd", exc)
+            raise
         finally:
             self._gate.leave()
 
@@ -204,9 +208,10 @@ class Root:
         self._gate.enter()
         try:
             result = getattr(self._edge.node, method)(*args)
-        except BaseException:
+        except BaseException as exc:
             with self._counting:
                 self.counters[kind].failed += 1
+            self._tell_of(kind, exc)
             raise
         finally:
             self._gate.leave()
@@ -217,6 +222,14 @@ class Root:
         """Count a request of the kind `kind` that was made of several calls inside `request`."""
         with self._counting:
             self.counters[kind].add(length, nanoseconds)
+
+    def _tell_of(self, kind: str, exc: BaseException) -> None:
+        """Report a request of a client that failed; see Hooks.report. Jobs have words of their own for it."""
+        if self._edge.role == "root":
+            node = self._edge.node
+            reason = getattr(exc, "strerror", None) or str(exc)
+            what = {"operation": "read" if kind == "rd" else "write", "action": "report", "nospace": getattr(exc, "errno", None) == ENOSPC}
+            node.report("BLOCK_IO_ERROR", device="", qom_path="", node_name=node.name, reason=reason, **what)
 
     def _may_write(self, end: int) -> None:
         if not self._edge.perm & (WRITE | WRITE_UNCHANGED):

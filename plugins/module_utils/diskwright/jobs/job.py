@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 UNDEFINED, CREATED, RUNNING, PAUSED, READY, STANDBY = "undefined", "created", "running", "paused", "ready", "standby"
 WAITING, PENDING, ABORTING, CONCLUDED, NULL = "waiting", "pending", "aborting", "concluded", "null"
 
+MAX_JOBS = 1024  # those that are concluded and not dismissed among them
 SOON = 0.5  # seconds that who asks for a pause waits for it; it may come later
 
 _ACTIVE = (CREATED, RUNNING, PAUSED, READY, STANDBY)
@@ -368,6 +369,8 @@ class Jobs:
         with self.lock:
             if job.id[:1] not in _LETTERS or not job.id or job.id.strip(_LETTERS + "0123456789-._"):
                 raise OptionError("Invalid job ID '%s'" % job.id)
+            if len(self._all) >= MAX_JOBS:
+                raise Error("There are %d jobs already" % MAX_JOBS)
             if job.id in self._all:
                 raise Error("Job ID '%s' already in use" % job.id)
             self._all[job.id] = job

@@ -206,6 +206,7 @@ class Monitor:
             _remove_stale(path)
             listener = socket.socket(socket.AF_UNIX)
             try:
+                os.fchmod(listener.fileno(), 0o600)  # who can connect can do what we can
                 listener.bind(path)
             except OSError as exc:
                 listener.close()
