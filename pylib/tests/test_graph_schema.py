@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from diskwright.description import GENERIC, Group, driver_names, is_needed, shape_of
+from diskwright.description import GENERIC, Group, Rows, driver_names, is_needed, shape_of
 from diskwright.drivers import lookup
 from diskwright.errors import OptionError
 from diskwright.graph_file import EXPORT, SERVER, parse
@@ -69,7 +69,10 @@ class Maker:
     def mapping(self, shape: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, entry in shape.items():
-            if isinstance(entry, Group):
+            if isinstance(entry, Rows):
+                if self.rng.random() < 0.3:
+                    found[key] = [self.mapping(entry.shape) for _index in range(self.rng.randrange(3))]
+            elif isinstance(entry, Group):
                 if self.rng.random() < 0.3 or any(isinstance(inner, Field) and is_needed(inner) for inner in entry.shape.values()):
                     found[key] = self.mapping(entry.shape)
                 elif entry.whole is not None and self.rng.random() < 0.3:

@@ -42,6 +42,17 @@ class Group:
         self.whole: Optional[Field] = None
 
 
+class Rows(Group):
+    """The keys of the mappings in a list."""
+
+    __slots__ = ("help",)
+
+    def __init__(self, shape: Mapping[str, Field], field: Field) -> None:
+        super().__init__()
+        self.shape.update(shape)
+        self.help = field.help
+
+
 def declare(kind: str, help: str, choices: Sequence[str] = (), needed: bool = False) -> Field:
     """A key that no driver's Options declare."""
     field = Field(REQUIRED if needed else None, help, "", choices, "", (), False)
@@ -88,6 +99,9 @@ def shape_of(cls: type[Node]) -> Shape:
                 group.whole = whole
                 place[part] = group
             place = group.shape
+        if field.kind == "Rows":
+            place[parts[-1]] = Rows(cls.options_class.rows[key], field)
+            continue
         there = place.get(parts[-1])
         if isinstance(there, Group):
             there.whole = field
@@ -141,6 +155,10 @@ def read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], typed
     """Move what `shape` says from `rest` to `result`. Raises OptionError for what is wrong, missing or left."""
     for key, entry in shape.items():
         name = path + key
+        if isinstance(entry, Rows):
+            if key in rest:
+                result[key] = _read_rows(entry, rest.pop(key), typed, name, depth)
+            continue
         if isinstance(entry, Group):
             if key not in rest:
                 _require(entry, name)
@@ -167,9 +185,24 @@ def read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], typed
         raise OptionError("Parameter '%s%s' is unexpected" % (path, key), hint=nearest(str(key), shape, path))
 
 
+def _read_rows(rows: Rows, value: Any, typed: bool, name: str, depth: int) -> list[Any]:
+    """A list of mappings, typed. Raises OptionError in QEMU's words."""
+    if not isinstance(value, (list, tuple)):
+        raise OptionError("Invalid parameter type for '%s', expected: array" % name)
+    found: list[Any] = []
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise OptionError("Invalid parameter type for '%s[%d]', expected: object" % (name, index))
+        found.append({})
+        read_shape(rows.shape, dict(item), found[-1], typed, "%s[%d]." % (name, index), depth + 1)
+    return found
+
+
 def _require(group: Group, path: str) -> None:
     """Raise OptionError if a mapping that is absent has a key that must be given."""
     for key, entry in group.shape.items():
+        if isinstance(entry, Rows):
+            continue
         if isinstance(entry, Group):
             _require(entry, "%s.%s" % (path, key))
         elif is_needed(entry):

@@ -9,7 +9,7 @@ cannot say (references, cycles, permissions, limits that contradict each other) 
 from __future__ import annotations
 
 from . import drivers
-from .description import GENERIC, MAX_INTEGER, Group, driver_names, is_needed, shape_of
+from .description import GENERIC, MAX_INTEGER, Group, Rows, driver_names, is_needed, shape_of
 from .graph import MAX_NAME
 from .graph_file import EXPORT, SERVER
 from .objects import TYPES, limits_shape
@@ -88,6 +88,9 @@ def _object(shape: Shape, own: Any = None, needed: Any = ()) -> dict[str, Any]:
     properties: dict[str, Any] = dict(own or {})
     required = list(needed)
     for key, entry in shape.items():
+        if isinstance(entry, Rows):
+            properties[key] = {"type": "array", "items": _object(entry.shape), "description": entry.help}
+            continue
         if isinstance(entry, Group):
             inner = _object(entry.shape)
             properties[key] = inner if entry.whole is None else {"anyOf": [inner, _value(entry.whole)]}

@@ -111,6 +111,7 @@ class Options:
     """
 
     DASHES: ClassVar[bool] = True
+    rows: ClassVar[Mapping[str, Mapping[str, Field]]] = {}  # of options of the kind Rows, lists of mappings: what is in one of them
     SHOWN: ClassVar[tuple[str, ...]] = ()  # creation options that are announced even with their default
     fields: ClassVar[dict[str, Field]] = {}
     _by_key: ClassVar[dict[str, Field]] = {}

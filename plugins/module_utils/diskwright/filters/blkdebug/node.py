@@ -15,17 +15,20 @@ from threading import Condition
 from ...errors import Error, OptionError
 from ...filter import Witness
 from ...options import Options, Size, opt
-from .rules import EVENTS, INJECT_ERROR, PERMISSIONS, SET_STATE, SUSPEND, Rule, collect, read_config
+from .rules import EVENTS, INJECT_ERROR, KEYS, PERMISSIONS, SET_STATE, SUSPEND, Rule, collect, read_config
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Union
+    from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
     from typing_extensions import Self
 
     from ...extent import Extent
     from ...node import Node, OpenFlags
     from ...options import NodeRef
+
+    Rows = Sequence[Mapping[str, Any]]
+    TextList = Sequence[str]
 
 MAX_LIMIT = 1 << 31  # bytes, of the options that limit requests; less than this
 
@@ -41,12 +44,12 @@ class BlkdebugOptions(Options):
     max_write_zero: Size = opt(0, help="bytes of one request to write zeroes at most")
     opt_discard: Size = opt(0, help="discards are multiples of so many bytes; what is around them is dropped")
     max_discard: Size = opt(0, help="bytes of one discard at most")
-    inject_error: Any = opt(
-        None, help="list of rules: after `event` (in `state`) requests of the type `iotype` at `sector` fail with `errno`, `once` or always"
-    )
-    set_state: Any = opt(None, help="list of rules: `event` (in `state`) leads to `new_state`")
-    take_child_perms: Any = opt(None, help="list of permissions to take on the image besides those that are needed")
-    unshare_child_perms: Any = opt(None, help="list of permissions that no other user of the image may have")
+    inject_error: Optional[Rows] = opt(None, help="after an event, requests fail")
+    set_state: Optional[Rows] = opt(None, help="at an event, the state changes")
+    take_child_perms: Optional[TextList] = opt(None, help="list of permissions to take on the image besides those that are needed")
+    unshare_child_perms: Optional[TextList] = opt(None, help="list of permissions that no other user of the image may have")
+
+    rows = KEYS
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], unknown: str = "Invalid parameter '%s'") -> Self:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ...errors import Error, OptionError
-from ...options import Field, opt, parse_value
+from ...options import REQUIRED, Field, opt, parse_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,24 +30,31 @@ EVENTS = frozenset(
 )
 
 
-def _field(kind: str, key: str) -> Field:
-    field: Field = opt(None)
+def _field(kind: str, key: str, help: str, default: Any = None) -> Field:
+    field: Field = opt(default, help=help, choices=sorted(EVENTS) if key == "event" else IOTYPES if key == "iotype" else ())
     field.kind, field.key = kind, key
     return field
 
 
-_KEYS = {
-    INJECT_ERROR: {
-        "event": _field("str", "event"),
-        "state": _field("int", "state"),
-        "iotype": _field("str", "iotype"),
-        "errno": _field("int", "errno"),
-        "sector": _field("int", "sector"),
-        "once": _field("bool", "once"),
-        "immediately": _field("bool", "immediately"),
-    },
-    SET_STATE: {"event": _field("str", "event"), "state": _field("int", "state"), "new_state": _field("int", "new_state")},
+_WHERE = (_field("str", "event", "the event at which the rule begins to work", REQUIRED), _field("int", "state", "only in this state; 0: in any"))
+_THEN = (
+    _field("str", "iotype", "requests of this type; all but block-status otherwise"),
+    _field("int", "errno", "the error, 5 otherwise"),
+    _field("int", "sector", "requests that touch this sector of 512 bytes"),
+    _field("bool", "once", "one request, and not all that follow"),
+    _field("bool", "immediately", "fail at once; there is no difference here"),
+)
+KEYS = {
+    INJECT_ERROR: {field.key: field for field in (*_WHERE, *_THEN)},
+    SET_STATE: {field.key: field for field in (*_WHERE, _field("int", "new_state", "the state from then on"))},
 }
+
+
+def _plain(field: Field) -> Field:
+    """The same field without its choices: QEMU has other words for wrong ones."""
+    plain: Field = opt(None)
+    plain.kind, plain.key = field.kind, field.key
+    return plain
 
 
 class Rule:
@@ -83,9 +90,9 @@ class Rule:
         """The rule that options say. Raises OptionError, for a key that is not known with the text `unknown`."""
         read: dict[str, Any] = {}
         for key, value in values.items():
-            if key not in _KEYS[kind]:
+            if key not in KEYS[kind]:
                 raise OptionError(unknown % key)
-            found = parse_value(_KEYS[kind][key], value, key)
+            found = parse_value(_plain(KEYS[kind][key]), value, key)
             read[key] = found - (1 << 64) if isinstance(found, int) and found >= 1 << 63 else found
         if "event" not in read:
             raise OptionError("Missing event name for rule")
@@ -162,7 +169,7 @@ def _read_line(line: str, groups: list[tuple[str, dict[str, str]]]) -> None:
     if line[:1] == "[" and "]" in line:
         name, quote, id = line[1 : line.index("]")].partition('"')
         name, id = name.strip(), id.partition('"')[0]
-        if name not in _KEYS:
+        if name not in KEYS:
             raise OptionError("There is no option group '%s'" % name)
         if quote and not (id[:1].isalpha() and id.isascii() and id.translate({45: None, 46: None, 95: None}).isalnum()):
             hint = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
@@ -177,6 +184,6 @@ def _read_line(line: str, groups: list[tuple[str, dict[str, str]]]) -> None:
     if value[:1] == "=" and value[1:].strip()[:1] == '"':
         inside = value[1:].strip()[1:].partition('"')[0][:MAX_VALUE]
     kind, values = groups[-1]
-    if key not in _KEYS[kind]:
+    if key not in KEYS[kind]:
         raise OptionError("Invalid parameter '%s'" % key)
     values[key] = inside
