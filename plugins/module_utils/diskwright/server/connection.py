@@ -105,6 +105,7 @@ class Connection:
                     self._idle -= 1
                 while True:
                     if self._over or self._stopping:
+                        transmission.flush()
                         return
                     request = self._next_event()
                     if request is None or request.command == nbd.CMD_DISC and not request.error:
@@ -146,15 +147,25 @@ class Connection:
         """What the client says next; None at the end of the connection. Raises ProtocolError, Disconnected."""
         codec = self._codec
         while True:
-            event = codec.next_event()
+            try:
+                event = codec.next_event()
+            except ProtocolError:
+                self._settle()
+                raise
             if event is not None:
                 return event
+            self._settle()
             count = self.stream.receive_into(self._heads)
             if not count:
                 if codec.buffered and not self._stopping:
                     raise Disconnected("the connection ended within a message")
                 return None
             codec.receive(self._heads[:count])
+
+    def _settle(self) -> None:
+        """Let nothing wait that is ready for the client."""
+        if self._transmission is not None:
+            self._transmission.flush()
 
     # -- the negotiation -----------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ SEND_FILE = 1 << 15  # bytes; less is read and sent with what is beside it
 HOLE = 4096  # bytes; smaller ones are sent as zeroes
 MAX_STATUS_EXTENTS = 4096  # of one context in one reply
 SLOW = 0.001  # seconds for a request of the storage: from there on several are done at a time
+MAX_HELD = 1 << 18  # bytes of replies that go out together
 SAMPLE = 16  # of so many reads one is timed
 
 _ERRORS = {
@@ -97,6 +98,7 @@ class Transmission:
         self._root = export.root
         self._export = export
         self._sending = Lock()
+        self._held = bytearray()  # replies to small reads, which go out together where the next request is here already
         self._seconds = 0.0  # that a request of the storage takes, on average
         self._reads = 0
         self._do: dict[int, Callable[[Request, memoryview], None]] = {
@@ -127,6 +129,8 @@ class Transmission:
 
     def do(self, request: Request, buffer: Buffer) -> None:
         """Do one request and answer it. Raises Disconnected, ProtocolError."""
+        if self._held and not self._is_quick(request):
+            self.flush()
         if request.error:
             self._answer(self._codec.reply_error(request))
             return
@@ -136,6 +140,16 @@ class Transmission:
             if isinstance(exc, ProtocolError):
                 raise
             self._answer(self._codec.reply_error(request, number_of(exc), str(exc)))
+
+    def flush(self) -> None:
+        """Send replies that are held back; to be called before anything that may take its time."""
+        with self._sending:
+            held, self._held = self._held, bytearray()
+            self._stream.send(held)
+
+    def _is_quick(self, request: Request) -> bool:
+        """Whether a request is a small read of storage that is not slow."""
+        return request.command == nbd.CMD_READ and not request.error and request.length < SEND_FILE and self._seconds <= SLOW
 
     def _answer(self, data: bytes) -> None:
         with self._sending:
@@ -153,6 +167,10 @@ class Transmission:
             self._answer(codec.reply_done(request))
             return
         began = perf_counter_ns()
+        if left < SEND_FILE:
+            self._read_small(request, buffer)
+            self._root.count("rd", request.length, perf_counter_ns() - began)
+            return
         self._reads += 1
         direct = self._stream.plain and self._seconds <= SLOW and self._reads % SAMPLE != 0
         pieces = [(offset, left, False)] if not codec.structured or request.flags & nbd.FLAG_DF else self._plan(offset, left)
@@ -163,6 +181,20 @@ class Transmission:
             else:
                 self._send_data(request, start, length, done, buffer, direct)
         self._root.count("rd", request.length, perf_counter_ns() - began)
+
+    def _read_small(self, request: Request, buffer: memoryview) -> None:
+        """A read that is not worth looking for holes, or for a file that it could be sent from."""
+        began = perf_counter()
+        length = self._gather(request.offset, request.length, buffer)
+        self._took(began)
+        head = self._codec.reply_data(request, request.offset, length)
+        with self._sending:
+            self._held += head
+            if self._codec.buffered >= nbd.EXTENDED_REQUEST.size and len(self._held) < MAX_HELD and self._seconds <= SLOW:
+                self._held += buffer[:length]
+                return
+            held, self._held = self._held, bytearray()
+            self._stream.send(held, buffer[:length])
 
     def _plan(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """(offset, length, hole) of the chunks that a read is answered with."""
