@@ -187,7 +187,7 @@ def task(module):
         if "diff" in done:
             result.setdefault("diff", []).append(done["diff"])
     if len(paths) == 1:
-        result["check"] = found
+        result.update(check=found, **({"diff": done["diff"]} if "diff" in done else {}))
     judge(result["images"], want["tolerate"])
     return result
 
