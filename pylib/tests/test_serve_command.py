@@ -258,3 +258,24 @@ def test_what_is_refused_is_said(image: Path, words: list[str], message: str, ca
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert message in capsys.readouterr().err
+
+
+def test_a_client_that_stops_in_the_tls_handshake(tmp_path: Path, image: Path) -> None:
+    """It is sent away when its time is up, and disturbs nobody before that."""
+    (tmp_path / "keys.psk").write_text("qemu:%s\n" % ("ab" * 32))
+    words = ["--object", "tls-creds-psk,id=t,endpoint=server,dir=.", "--tls-creds=t", "-k", str(tmp_path / "s.sock"), "--handshake-limit=1"]
+    with command(*words, "disk.qcow2", place=tmp_path):
+        stalled = Client(str(tmp_path / "s.sock"))
+        stalled.greet()
+        assert stalled.ask(stalled.codec.go("")).code == nbd.REP_ERR_TLS_REQD
+        assert stalled.ask(stalled.codec.start_tls()).accepted
+        garbage = Client(str(tmp_path / "s.sock"))
+        garbage.greet()
+        assert garbage.ask(garbage.codec.start_tls()).accepted
+        garbage.socket.sendall(b"no TLS at all" * 10)
+        uri = "nbds+unix://qemu@/?socket=%s/s.sock&tls-psk-file=%s/keys.psk" % (tmp_path, tmp_path)
+        assert run("nbdinfo", "--size", uri) == "1048576\n"
+        for client in (stalled, garbage):
+            while not client.gone():
+                pass
+            client.socket.close()
