@@ -316,11 +316,15 @@ class Hooks:
     def mention_read(self, offset: int, length: int) -> None:
         """A read of this range begins."""
         backing = self.backing
-        if backing is not None and any(extent[2] == 0 and extent[0] < backing.size for extent in self._map(offset, length)):
+        if self.tell is None or backing is None:
+            return
+        if any(extent[2] == 0 and extent[0] < backing.size for extent in self._map(offset, length)):
             self.mention("read_backing_aio")
 
     def mention_write(self, alloc: Alloc, head: int, tail: int) -> None:
         """A write begins, into a place with so many bytes of old content before and behind what is written."""
+        if self.tell is None:
+            return
         if alloc.fresh and (head or tail):
             old = (self.resolve(alloc.offset, head), self.resolve(alloc.offset + alloc.length - tail, tail))
             found = any(extent[3] is not None for extents in old for extent in extents)

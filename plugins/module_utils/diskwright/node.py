@@ -135,8 +135,7 @@ class Node(Hooks):
             self.read_own(offset, view)
             return
         self._check_range(offset, len(view))
-        if self.tell is not None:
-            self.mention_read(offset, len(view))
+        self.mention_read(offset, len(view))
         for start, length, _status, host, host_offset in self.resolve(offset, len(view)):
             part = view[start - offset : start - offset + length]
             if host is None:
@@ -289,8 +288,7 @@ class Node(Hooks):
         data = view[start - offset : end - offset]
         head = start - alloc.offset
         tail = alloc.offset + alloc.length - end
-        if self.tell is not None:
-            self.mention_write(alloc, head, tail)
+        self.mention_write(alloc, head, tail)
         if alloc.host is self and not alloc.fresh:
             self.write_own(alloc.host_offset + head, data)
         elif not alloc.fresh or not (head or tail):
