@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
-from diskwright import protocols
 from diskwright.errors import Denied, Error, ProtocolError
 from diskwright.graph import Graph, OpenPolicy, open_image
-from diskwright.hooks import OpenFlags
+from diskwright.hooks import ENVIRONMENT, OpenFlags
 from diskwright.objects import parse_object
 from diskwright.protocols.url.proxy import proxy_for
 
@@ -230,11 +229,11 @@ def test_a_place_that_has_expired(web: Nginx) -> None:
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
     """What the command line would have read from the environment."""
-    before = dict(protocols.ENVIRONMENT)
-    protocols.ENVIRONMENT.clear()
-    yield protocols.ENVIRONMENT
-    protocols.ENVIRONMENT.clear()
-    protocols.ENVIRONMENT.update(before)
+    before = dict(ENVIRONMENT)
+    ENVIRONMENT.clear()
+    yield ENVIRONMENT
+    ENVIRONMENT.clear()
+    ENVIRONMENT.update(before)
 
 
 def test_proxies(web: Nginx, environment: dict[str, str]) -> None:

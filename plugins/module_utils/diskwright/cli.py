@@ -16,7 +16,6 @@ from .commands.spec import Answer, InvalidOptions, UsageError
 from .commands.ui import UI
 from .errors import Error, OptionError
 from .getopt import VALUE, Option, Parser
-from .protocols import ENVIRONMENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -211,6 +210,8 @@ def _run_command(module: Any, args: Sequence[str], ui: UI) -> int:
             signal(SIGTERM, _raise_stopped)
         except ValueError:
             pass  # not the main thread: whoever runs us there looks after signals
+    from .hooks import ENVIRONMENT
+
     ENVIRONMENT.update(os.environ)
     status: int = module.main(args, ui)
     return status

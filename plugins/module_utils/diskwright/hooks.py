@@ -32,6 +32,8 @@ RESIZE = 8
 ALL = 15
 
 MAX_SIZE = (1 << 63) - 512  # bytes; no node is larger
+
+ENVIRONMENT: dict[str, str] = {}  # of the process, for drivers that heed it (proxies); empty unless cli.py fills it in
 CHUNK = 1 << 20  # bytes of zeroes written at a time, and the largest copy-on-write buffer
 ZEROES = bytes(CHUNK)
 
@@ -46,6 +48,7 @@ class OpenFlags:
     no_backing, no_io    do not open the backing file; guest data will not be read (info, create -b)
     check                opened for check: a corrupt bit is no obstacle, and nothing is repaired on open
     unmap                discard requests reach the host (discard=unmap)
+    detect_zeroes        "on" or "unmap": writes of zeroes through a Root become requests to zero; "": they do not
     perm, shared         permissions; None derives them from the above
     """
 
@@ -60,6 +63,7 @@ class OpenFlags:
         "no_io",
         "check",
         "unmap",
+        "detect_zeroes",
         "perm",
         "shared",
     )
@@ -74,12 +78,13 @@ class OpenFlags:
     no_io: bool
     check: bool
     unmap: bool
+    detect_zeroes: str
     perm: Optional[int]
     shared: Optional[int]
 
     def __init__(self, **values: Any) -> None:
         for name in self.__slots__:
-            setattr(self, name, values.pop(name, None if name in ("perm", "shared") else False))
+            setattr(self, name, values.pop(name, None if name in ("perm", "shared") else "" if name == "detect_zeroes" else False))
         if values:
             raise TypeError("OpenFlags has no %s" % ", ".join(sorted(values)))
 
@@ -258,6 +263,7 @@ class Hooks:
     backing: Optional[Node]
     name: str = ""  # its node-name, given or made up; "" outside of a graph
     parents: list[Edge]  # who uses it, oldest first
+    own_flags: Mapping[str, Any] = {}  # fields of its flags that its description says, so that they are no affair of who uses it
     tell: Optional[Callable[[str], None]]
     resolve: Callable[..., list[Extent]]
     recorder: Optional[Callable[[int, int], None]] = None  # told (offset, length) of all that was written here; see jobs/recording.py
@@ -546,6 +552,11 @@ def fill_zeroes(view: memoryview) -> None:
     for position in range(0, len(view), CHUNK):
         part = view[position : position + CHUNK]
         part[:] = memoryview(ZEROES)[: len(part)]
+
+
+def is_zero(view: memoryview) -> bool:
+    """Whether all bytes of `view` are zero."""
+    return all(view[start : start + CHUNK] == ZEROES[: min(CHUNK, len(view) - start)] for start in range(0, len(view), CHUNK))
 
 
 def aligned_buffer(length: int) -> memoryview:

@@ -302,6 +302,11 @@ class Connection:
         """Requests under way."""
         return len(self._calls)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no thread is at work with its socket."""
+        return not self._receiving and not self._sending.locked()
+
     def call(self, command: int, offset: int, length: int, flags: int = 0, payload: Optional[memoryview] = None, into: Optional[memoryview] = None) -> Call:
         """Make a request and wait for the answer. Raises Lost, ProtocolError; what the server answers is in the Call."""
         with self._lock:

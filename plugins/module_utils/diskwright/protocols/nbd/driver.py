@@ -198,7 +198,7 @@ class Nbd(Protocol):
             connection.close()
             raise ProtocolError("The export is another one than before", errno=errno.EIO)
         with self._guard:
-            for old in [old for old in self._connections if old.broken is not None and not old.busy]:
+            for old in [old for old in self._connections if old.broken is not None and old.idle]:
                 self._connections.remove(old)
                 old.close()
             self._connections.append(connection)
@@ -222,6 +222,8 @@ class Nbd(Protocol):
                     raise
             sleep(min(pause, left))
             pause = min(2 * pause, RETRY_PAUSE_MAX)
+        if self._lost_at is not None:
+            self._lost_at = None
         if call.error:
             raise _refusal(call)
         return call
@@ -280,6 +282,15 @@ class Nbd(Protocol):
             super().write_own(host_offset, view)
         else:
             self._pwrite(host_offset, view)
+
+    def pwrite(self, offset: int, data: Any) -> None:
+        """See Node.pwrite. Where the server can write through, no flush is needed for that."""
+        if not self.flags.writethrough or not self._flags & nbd.SEND_FUA:
+            super().pwrite(offset, data)
+            return
+        view = memoryview(data).cast("B")
+        self._check_write(offset, len(view))
+        self._write(offset, view)
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
         inside = max(0, min(len(view), self._size - host_offset))

@@ -116,9 +116,11 @@ class Cluster:
         rbd = self._rbd
         kind = rbd.RBD_ENCRYPTION_FORMAT_LUKS1 if options.encrypt_format == "luks" else rbd.RBD_ENCRYPTION_FORMAT_LUKS2
         cipher = rbd.RBD_ENCRYPTION_ALGORITHM_AES128 if options.encrypt_cipher_alg == "aes-128" else rbd.RBD_ENCRYPTION_ALGORITHM_AES256
+        size = image.size()
         self.tell("encryption format fail", image.encryption_format, kind, secret, cipher)
-        if image.size() < options.size:  # the header takes room of its own
-            self.tell("cannot resize image after encryption", image.resize, options.size)
+        room = size - image.size()  # what the header takes
+        if room > 0:
+            self.tell("cannot resize image after encryption", image.resize, size + room)
 
     def present(self, image: Any, start: int, end: int) -> list[tuple[int, int]]:
         """(start, end) of the runs between `start` and `end` that objects hold, ascending; all of it where the cluster does not know."""

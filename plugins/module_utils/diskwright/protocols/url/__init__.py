@@ -12,9 +12,9 @@ from typing import Any, Iterable, Optional, Union
 
 from ...errors import Error, OptionError, ProtocolError, ReadOnly
 from ...extent import ALLOCATED, DATA, OFFSET_VALID, Extent
+from ...hooks import ENVIRONMENT
 from ...node import OpenFlags, Protocol, fill_zeroes
 from ...options import Options, SecretRef, Size, opt
-from .. import ENVIRONMENT
 
 STORED = DATA | OFFSET_VALID | ALLOCATED
 SECTOR = 512  # a multiple of it is the readahead
