@@ -43,6 +43,11 @@ class Gate:
         self._closer: Optional[int] = None
         self._times = 0
 
+    @property
+    def closing(self) -> bool:
+        """Whether somebody waits for those inside, or has waited."""
+        return self._closer is not None
+
     def enter(self) -> None:
         """Begin a request; waits while the gate is closed."""
         thread = get_ident()
