@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import pytest
 
 from diskwright.errors import Error
 from diskwright.graph import Graph
-from diskwright.jobs import backup, commit, creation, dirty, mirror, nodes, snapshots, stream, transaction
+from diskwright.jobs import backup, commit, creation, dirty, exports, mirror, nodes, snapshots, stream, transaction
 from diskwright.jobs.live import Live
 from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE
+from diskwright.qmp.arguments import read
 from diskwright.root import Root
 
 SIZE = 8 << 20
@@ -558,6 +560,7 @@ from diskwright.graph import Graph
 from diskwright.jobs import backup, commit, mirror, nodes, stream
 from diskwright.jobs.live import Live
 from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE
+from diskwright.qmp.arguments import read
 from diskwright.root import Root
 
 directory, kind = sys.argv[1:]
@@ -648,3 +651,117 @@ def test_a_broken_image_and_a_quorum_that_disagrees_are_told(live: Live, tmp_pat
         ("QUORUM_REPORT_BAD", {"type": "read", "node-name": "c", "sector-num": 1, "sectors-count": 2}),
         ("QUORUM_FAILURE", {"reference": "q2", "sector-num": 0, "sectors-count": 8}),
     ]
+
+
+def test_a_target_that_fails_stops_the_mirror_and_not_the_client(live: Live, tmp_path: Path) -> None:
+    first = pattern()
+    image(live, tmp_path, "disk", first)
+    image(live, tmp_path, "inner")
+    fault = {"event": "none", "iotype": "write", "errno": 5, "once": True}
+    nodes.add(live, {"driver": "blkdebug", "node-name": "copy", "image": "inner", "inject-error": [fault]})
+    writer = Writer(live, "disk", first)
+    try:
+        job = mirror.mirror(live, mirror_options(on_target_error="stop"))
+        assert job.wait("paused", "ready", seconds=20) == "paused" and job.block_json()["io-status"] == "failed"
+        writer.wait()
+        job.resume()
+        job.wait("ready")
+        job.complete()
+        assert job.wait() == "null" and job.error is None
+        model = writer.stop()
+        assert writer.root.pread(0, SIZE) == model
+    finally:
+        writer.close()
+
+
+def test_a_mirror_can_take_the_place_of_a_child(live: Live, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "copy"):
+        image(live, tmp_path, name, pattern() if name != "copy" else b"")
+    nodes.add(live, {"driver": "quorum", "node-name": "disk", "children": ["a", "b", "c"], "vote-threshold": 2})
+    writer = Writer(live, "disk", pattern())
+    try:
+        job = mirror.mirror(live, mirror_options(replaces="c"))
+        job.wait("ready")
+        job.complete()
+        assert job.wait() == "null" and job.error is None
+        assert live.node("disk").children["children.2"] is live.node("copy") and not live.node("c").parents
+        writer.wait()
+        model = writer.stop()
+        assert content(live, "copy") == model == writer.root.pread(0, SIZE)
+    finally:
+        writer.close()
+
+
+def test_a_slow_client_does_not_hold_the_graph_up(live: Live, tmp_path: Path) -> None:
+    nodes.add_object(live, {"qom-type": "throttle-group", "id": "slow", "limits": {"bps-write": 1000}})
+    image(live, tmp_path, "inner")
+    image(live, tmp_path, "over", backing=None)
+    nodes.add(live, {"driver": "throttle", "node-name": "disk", "throttle-group": "slow", "file": "inner"})
+    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
+        root.pwrite(0, b"x" * 100000)
+        slow = threading.Thread(target=root.pwrite, args=(0, b"y" * 100000))  # a minute and a half
+        slow.start()
+        while not live.graph.gate._inside:
+            pass
+        snapshots.snapshot(live, snapshots.OverlaySnapshot(node="disk", overlay="over"))
+        slow.join()
+        assert root.node.name == "over" and root.pread(0, 10) == b"y" * 10
+
+
+def test_everything_at_once_over_nbd(live: Live, tmp_path: Path) -> None:
+    """A disk that a client writes over NBD goes from image to image."""
+    first = pattern()
+    image(live, tmp_path, "disk", first)
+    image(live, tmp_path, "copy")
+    image(live, tmp_path, "save")
+    address = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
+    exports.start_server(live, read(exports.ServerOptions, {"addr": address}))
+    dirty.add(live, dirty.NewBitmap(node="disk", name="b"))
+    exports.add(live, read(exports.ExportOptions, {"type": "nbd", "id": "e", "node-name": "disk", "writable": True, "bitmaps": ["b"]}))
+    outside = Live(Graph())
+    server = {"type": "unix", "path": str(tmp_path / "nbd")}
+    nodes.add(outside, {"driver": "nbd", "node-name": "remote", "server": server, "export": "disk"})
+    writer = Writer(outside, "remote", first)
+    try:
+        writer.wait()
+        with live.lock, live.graph.drained():
+            moment = content(live, "disk")
+            saving = backup.backup(live, backup_options(target="save", speed=64 << 20))
+        assert saving.wait() == "null" and saving.error is None
+        assert content(live, "save") == moment
+        options = {"node_name": "disk", "snapshot_file": str(tmp_path / "over"), "snapshot_node_name": "over"}
+        snapshots.snapshot_sync(live, snapshots.FileSnapshot(**options))
+        writer.wait()
+        streaming = stream.stream(live, stream.StreamOptions(job_id="s", device="over"))
+        assert streaming.wait() == "null" and streaming.error is None
+        writer.wait()
+        job = mirror.mirror(live, mirror_options(device="over"))
+        job.wait("ready")
+        job.complete()
+        assert job.wait() == "null" and job.error is None
+        writer.wait()
+        assert exports.listing(live)[0]["node-name"] == "copy"
+        with pytest.raises(Error, match="still in use"):
+            exports.remove(live, "e")
+        model = writer.stop()
+        assert writer.root.pread(0, SIZE) == model
+    finally:
+        writer.close()
+        outside.close()
+        outside.graph.close()
+    exports.remove(live, "e", "hard")
+    assert content(live, "copy") == model
+    finish(live, tmp_path / "copy.qcow2", tmp_path / "disk.qcow2")
+
+
+def test_a_bitmap_in_memory_can_be_exported(live: Live, tmp_path: Path) -> None:
+    image(live, tmp_path, "disk")
+    dirty.add(live, dirty.NewBitmap(node="disk", name="b"))
+    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
+        root.pwrite(3 * CLUSTER + 5, b"x")
+    dirty.disable(live, dirty.BitmapName(node="disk", name="b"))
+    exports.start_server(live, read(exports.ServerOptions, {"addr": {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}}))
+    exports.add(live, read(exports.ExportOptions, {"type": "nbd", "id": "e", "node-name": "disk", "bitmaps": ["b"]}))
+    words = "driver=nbd,export=disk,server.type=unix,server.path=%s,x-dirty-bitmap=qemu:dirty-bitmap:b" % (tmp_path / "nbd")
+    found = json.loads(qemu_img("map", "--output=json", "--image-opts", words))
+    assert [(part["start"], part["length"]) for part in found if not part["data"]] == [(3 * CLUSTER, CLUSTER)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..node import OpenFlags
     from ..options import NodeRef, ObjectRef
 
+SLICE = 0.05  # seconds between two looks at whether the graph is about to change
 SHARE = 0.1  # seconds of the average rate that go through at once where no burst is given
 READ, WRITE = "read", "write"
 LIMITS = ("bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write")
@@ -124,10 +125,12 @@ class Throttle(Witness):
 
     def _hold(self, way: str, length: int) -> None:
         seconds = self._group.take(way, length)
-        if seconds > 0:
+        gate = getattr(self.graph, "gate", None)
+        while seconds > 0 and not (gate is not None and gate.closing):  # a graph that is about to change does not wait
             from time import sleep
 
-            sleep(seconds)
+            sleep(min(seconds, SLICE) if gate is not None else seconds)
+            seconds -= SLICE if gate is not None else seconds
 
     def _pread_into(self, host_offset: int, view: memoryview) -> None:
         self._hold(READ, len(view))
