@@ -112,7 +112,8 @@ def test_limits_on_work(tmp_path, image):
     assert refused["error"] == "Denied" and "limits.expansion" in refused["msg"] and not os.path.exists(tmp_path / "copy")
     refused = run("image_convert", src=[str(image)], dest=str(tmp_path / "copy"), limits={"virtual_size": "1M"})
     assert refused["error"] == "Denied" and "limits.virtual_size" in refused["msg"]
-    qemu_img("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=correct-horse", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", secret, "1M")
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    qemu_img("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=correct-horse", "-o", options, secret, "1M")
     refused = run("disk_image", path=str(secret), encryption={"passphrase": "correct-horse"}, limits={"key_derivation": 1000})
     assert refused["failed"] and "iterations; the limit is 1000" in refused["msg"]
     unverified = run("disk_image", path=str(secret), encryption={"passphrase": "wrong-horse", "verify": False})
