@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import re
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -331,6 +333,7 @@ LIES: dict[str, tuple[Callable[[Asked], bytes], str]] = {
     "many headers": (lambda request: b"HTTP/1.1 206 x\r\n" + b"a: b\r\n" * 5000 + b"\r\n", "Weird server reply"),
     "long header": (lambda request: b"HTTP/1.1 206 x\r\na: " + b"b" * 200_000, "Weird server reply"),
     "bad chunks": (lambda request: chunked(part(request.first, request.last, SIZE)) + b"zz\r\n", "transfer closed|Weird server"),
+    "reset": (lambda request: part(request.first, request.last, SIZE) + b"x" * 100, "Connection reset by peer|transfer closed"),
     "endless redirection": (lambda request: b"HTTP/1.1 302 x\r\nContent-Length: 0\r\nLocation: /x\r\n\r\n", "redirects followed"),
 }
 
@@ -344,7 +347,10 @@ def test_lies(kind: str) -> None:
             connection.sendall(head(SIZE, 'Accept-Ranges: bytes\r\nETag: "1"\r\nLast-Modified: then\r\n'))
             return
         connection.sendall(send(request))
-        if kind != "endless redirection":
+        if kind == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(connection.detach())
+        elif kind != "endless redirection":
             connection.shutdown(socket.SHUT_RDWR)
 
     with http_server(answer) as port, Graph().open_spec(spec(url(port)), OpenFlags()) as node:
@@ -444,6 +450,13 @@ def test_connections_that_the_server_gave_up_are_replaced() -> None:
     with http_server(answer) as port, Graph().open_spec(spec(url(port), readahead=0), OpenFlags()) as node:
         for offset in range(0, 5120, 512):
             assert node.pread(offset, 512) == CONTENT[offset : offset + 512]
+
+
+def test_no_message_has_a_secret(web: Nginx) -> None:
+    for cookie in ("token=sesame\r\nX: y", "sesame=\u20ac"):
+        with pytest.raises(Error, match="A header cannot be sent") as caught:
+            Graph().open_spec(spec(web.url("r.raw"), cookie=cookie), OpenFlags())
+        assert "sesame" not in str(caught.value)
 
 
 def test_convert_says_why(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from ...options import Options, SecretRef, Size, opt
 STORED = DATA | OFFSET_VALID | ALLOCATED
 SECTOR = 512  # a multiple of it is the readahead
 MAX_TIMEOUT = 10000  # seconds
-MAX_UNSIGNED = 1 << 63  # what is above was negative
 
 
 class UrlOptions(Options):
@@ -75,7 +74,7 @@ class _Url(Protocol):
         """The URL, once all options make sense. Raises OptionError in QEMU's words and order."""
         if options.readahead % SECTOR:
             raise OptionError("HTTP_READAHEAD_SIZE %d is not a multiple of %d" % (options.readahead, SECTOR))
-        if options.timeout > MAX_TIMEOUT or options.timeout >= MAX_UNSIGNED:
+        if options.timeout > MAX_TIMEOUT:  # negative ones have become very large
             raise OptionError("timeout parameter is too large or negative")
         if options.cookie is not None and options.cookie_secret is not None:
             raise OptionError("curl driver cannot handle both cookie and cookie secret")
@@ -124,25 +123,20 @@ class Http(_Url):
     driver = "http"
 
     def _reach(self, url: str, options: UrlOptions) -> Any:
-        from urllib.parse import urlsplit
-
-        from .http import Credentials, Http as Transport, PORTS
+        from .http import Credentials, Http as Transport
         from .proxy import Proxy, proxy_for
 
         cookie = options.cookie if options.cookie_secret is None else _text(options.cookie_secret)
         password = _text(options.password_secret)
         proxy_password = _text(options.proxy_password_secret)
-        try:
-            host = urlsplit(url).hostname or ""
-        except ValueError:
-            host = ""  # the transport will say what is wrong
-        proxies: dict[str, Optional[Proxy]] = {}
-        for scheme in PORTS:
-            proxy = proxy_for(scheme, host, ENVIRONMENT)
-            if proxy is not None and options.proxy_username is not None:
-                proxy = proxy._replace(username=options.proxy_username, password=proxy_password)
-            proxies[scheme] = proxy
-        return Transport(url, options.timeout, Credentials(options.username, password, cookie or "", options.sslverify), proxies)
+
+        def proxy(scheme: str, host: str) -> Optional[Proxy]:
+            found = proxy_for(scheme, host, ENVIRONMENT)
+            if found is not None and options.proxy_username is not None:
+                found = found._replace(username=options.proxy_username, password=proxy_password)
+            return found
+
+        return Transport(url, options.timeout, Credentials(options.username, password, cookie or "", options.sslverify), proxy)
 
 
 class Https(Http):

@@ -8,7 +8,7 @@ import base64
 import ssl
 import threading
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional, Union
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from ...errors import ProtocolError
@@ -64,7 +64,7 @@ def place(url: str) -> Place:
 
 
 class Connection(HTTPConnection):
-    """A kept connection to an origin, directly or through a proxy; `used` says that it has answered before."""
+    """A connection to an origin, directly or through a proxy; `used` says that it has answered before, and was kept."""
 
     sock: Socket
     used = False
@@ -118,13 +118,13 @@ def basic(username: str, password: str) -> str:
 class Http:
     """A resource of known length whose ranges can be asked for, by several threads at once."""
 
-    def __init__(self, url: str, seconds: float, credentials: Credentials, proxies: dict[str, Optional[Proxy]]) -> None:
-        """`proxies` says for each scheme through what its servers are reached. Raises ProtocolError."""
+    def __init__(self, url: str, seconds: float, credentials: Credentials, proxy_for: Callable[[str, str], Optional[Proxy]]) -> None:
+        """`proxy_for(scheme, host)` says through what a server is reached. Raises ProtocolError."""
         self._first = place(url)
         self._current = self._first  # where redirections led to
         self._seconds = seconds
         self._credentials = credentials
-        self._proxies = proxies
+        self._proxy_for = proxy_for
         self._slots = threading.Semaphore(CONNECTIONS)
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
@@ -258,28 +258,26 @@ class Http:
     def _request(self, where: Place, method: str, headers: dict[str, str], into: Optional[tuple[int, memoryview]]) -> HTTPResponse:
         """One request and its answer. A kept connection that the server has given up meanwhile is replaced, once."""
         with self._slots:
+            again = True
             while True:
                 connection = self._connection(where.origin)
                 try:
                     answer = self._send(connection, where, method, headers)
-                    connection.used = True
                     answer.taken = 0  # type: ignore[attr-defined]
                     if into is not None and answer.status == 206:
                         answer.taken = self._take(answer, connection.patience, *into)  # type: ignore[attr-defined]
                     self._release(connection, answer)
                     return answer
-                except (ConnectionError, HTTPException) as exc:  # RemoteDisconnected is both
+                except BaseException as exc:
                     connection.close()
-                    if isinstance(exc, ConnectionError) and connection.used:
-                        connection.used = False
+                    if again and connection.used and isinstance(exc, ConnectionError):
+                        again = False
                         self._drop_idle()
                         continue
-                    raise ProtocolError(reason(exc)) from exc
-                except (OSError, ValueError) as exc:  # ValueError: a header that cannot be sent
-                    connection.close()
-                    raise ProtocolError(reason(exc)) from exc
-                except BaseException:
-                    connection.close()
+                    if isinstance(exc, ValueError):  # no details: it may be a password
+                        raise ProtocolError("A header cannot be sent: it has a line break, or characters beyond Latin-1") from None
+                    if isinstance(exc, (OSError, HTTPException)):
+                        raise ProtocolError(reason(exc)) from exc
                     raise
 
     def _send(self, connection: Connection, where: Place, method: str, headers: dict[str, str]) -> HTTPResponse:
@@ -310,7 +308,7 @@ class Http:
                     return connection
         if origin[0] == "https" and self._context is None:
             self._context = tls_context(self._credentials.verify)
-        return Connection(origin, self._proxies[origin[0]], self._seconds, self._context if origin[0] == "https" else None)
+        return Connection(origin, self._proxy_for(*origin[:2]), self._seconds, self._context if origin[0] == "https" else None)
 
     def _release(self, connection: Connection, answer: HTTPResponse) -> None:
         """Keep the connection if nothing of this answer is left on it."""
@@ -318,6 +316,7 @@ class Http:
             connection.patience.renew()
             answer.read(MAX_DRAIN + 1)
         if answer.isclosed() and not answer.will_close:
+            connection.used = True
             with self._lock:
                 self._idle.append(connection)
                 while len(self._idle) > CONNECTIONS:
