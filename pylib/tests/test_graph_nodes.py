@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from diskwright.errors import Denied, Error, OptionError, ReadOnly, Unsupported
+from diskwright.extent import ZERO
 from diskwright.graph import Graph
 from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE
 from diskwright.objects import parse_object
@@ -345,3 +347,49 @@ def test_close_closes_users_first(images: Path) -> None:
     graph.close()
     assert all(node._closed for node in nodes) and not graph.named
     assert subprocess.run(["qemu-img", "check", "-q", "a.q"], check=False).returncode == 0
+
+
+def test_what_a_description_says_of_a_node_stays_said(images: Path, graph: Graph) -> None:
+    """read-only and cache.direct of a child are no affair of its parent, whatever becomes of that."""
+    inner = {"driver": "file", "filename": "a.raw", "read-only": True, "cache": {"direct": True}}
+    node = graph.add({"driver": "raw", "node-name": "r", "file": inner})
+    assert not node.read_only and node.children["file"].read_only
+    with pytest.raises(ReadOnly, match="Block node is read-only"):
+        Root(graph, "r", WRITE)
+    with Root(graph, "r") as root:
+        assert root.pread(0, 1) == b"\0"
+    flags = node.children["file"].flags
+    assert not flags.writable and flags.direct and not node.flags.direct
+    with pytest.raises(ReadOnly, match="Block node is read-only"):
+        graph.add({"driver": "qcow2", "node-name": "q", "file": {"driver": "file", "filename": "a.q", "read-only": True}})
+    assert list(graph.named) == ["#block000", "r"]
+
+
+def test_auto_read_only(images: Path, graph: Graph) -> None:
+    (images / "a.raw").chmod(0o444)
+    images.chmod(0o755)
+    program = (
+        "import os\n"
+        "from diskwright.graph import Graph\n"
+        "g = Graph()\n"
+        "g.add({'driver': 'file', 'node-name': 'b', 'filename': 'b.raw', 'auto-read-only': True})\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "g.add({'driver': 'file', 'node-name': 'f', 'filename': 'a.raw', 'auto-read-only': True})\n"
+        "print(g.find('b').read_only, g.find('f').read_only)\n"
+        "try:\n"
+        "    g.add({'driver': 'file', 'node-name': 'g', 'filename': 'a.raw'})\n"
+        "except Exception as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "False True\nCould not open 'a.raw': Permission denied\n"
+
+
+def test_detect_zeroes(images: Path, graph: Graph) -> None:
+    with pytest.raises(OptionError, match="setting detect-zeroes to unmap is not allowed without setting discard operation to unmap"):
+        graph.add({"driver": "raw", "node-name": "r", "file": FILE, "detect-zeroes": "unmap"})
+    node = graph.add({"driver": "qcow2", "node-name": "q", "file": QCOW2, "detect-zeroes": "on"})
+    with Root(graph, "q", CONSISTENT_READ | WRITE) as root:
+        root.pwrite(0, b"\1" * MIB)
+        root.pwrite(65536, bytes(65536))
+        assert root.counters["wr"].operations == root.counters["zero"].operations == 1
+    assert [extent.status & ZERO for extent in node.block_status(0, MIB)] == [0, ZERO, 0] and node.children["file"].flags.detect_zeroes == ""

@@ -168,5 +168,8 @@ def change_use(edge: Edge, flags: OpenFlags) -> None:
     if edge.node.kept or len(edge.node.parents) > 1:
         change(edge, *flags.permissions())
     else:
+        flags = flags.but(**{"detect_zeroes": edge.node.flags.detect_zeroes, **edge.node.own_flags})
+        if flags.permissions()[0] & WRITE and not flags.writable:
+            raise ReadOnly("Block node is read-only", filename=edge.node.filename)
         edge.node.change_flags(flags)
         edge.perm, edge.shared = flags.permissions()

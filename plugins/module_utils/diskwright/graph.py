@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 from _thread import RLock
+from errno import EACCES, EPERM, EROFS
 from itertools import count
 
 from . import drivers
 from .edges import change_use, release
 from .errors import Denied, Error, Locked, OptionError, ReadOnly
-from .hooks import Edge
+from .hooks import WRITE, Edge
 from .names import (
     MAX_CHAIN,
     OpenPolicy,
@@ -133,20 +134,31 @@ class Graph:
 
     def open_spec(self, spec: Mapping[str, Any], flags: OpenFlags, above: tuple[Any, ...] = ()) -> Node:
         """Open the node that `spec` describes. `above` holds the identities of the files in the overlays above it."""
+        if flags.writable and "read-only" not in spec and _boolean(spec.get("auto-read-only", False), "auto-read-only"):
+            try:
+                return self._open_spec(spec, flags, above)
+            except Error as exc:
+                if not isinstance(exc, ReadOnly) and exc.errno not in (EACCES, EPERM, EROFS):
+                    raise
+            spec = {**spec, "read-only": True}
+        return self._open_spec(spec, flags, above)
+
+    def _open_spec(self, spec: Mapping[str, Any], flags: OpenFlags, above: tuple[Any, ...]) -> Node:
         values = dict(spec)
-        flags = generic_flags(values, flags)
-        name = self._reserve(values.pop("node-name", None))
+        own = own_flags(values)
+        flags = _with_own(flags, own)
         driver = values.pop("driver", None)
         if isinstance(driver, (dict, list)):
             raise OptionError("Invalid parameter type for 'driver', expected: string")
         if driver is None and "file" not in values and "filename" in values:
             values = {**{k: v for k, v in values.items() if k != "filename"}, **parse_filename(str(values["filename"]))}
             driver = values.pop("driver", None)
+        name = self._reserve(values.pop("node-name", None))
         edges: list[Edge] = []
         node: Optional[Node] = None
         try:
             node = self._build(driver, values, flags, name, edges)
-            node.name, node.graph = name, self
+            node.name, node.graph, node.own_flags = name, self, own
             self.named[name] = node
             for edge in edges:
                 edge.user = node
@@ -379,6 +391,9 @@ class Graph:
             node = spec
         elif isinstance(spec, dict):
             node = self.open_spec(spec, flags, chain)
+            if flags.permissions()[0] & WRITE and node.read_only:
+                node.abandon()
+                raise ReadOnly("Block node is read-only", filename=node.filename)
         else:
             raise OptionError('A block device must be specified for "%s"' % role)
         edge = Edge(user, role, node, *node.flags.permissions())
@@ -531,12 +546,27 @@ def open_image(
 
 
 def generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
-    """Take the options that every node has out of `values` and apply them to `flags`."""
-    changed: dict[str, Any] = {}
+    """Take the options that every node has out of `values` and apply them to `flags`, those of the node above it."""
+    return _with_own(flags, own_flags(values))
+
+
+def _with_own(flags: OpenFlags, own: Mapping[str, Any]) -> OpenFlags:
+    if own or flags.detect_zeroes:
+        flags = flags.but(**{"detect_zeroes": "", **own})
+    if flags.writable and flags.force_share:
+        raise OptionError("force-share=on can only be used with read-only images")
+    if flags.detect_zeroes == "unmap" and not flags.unmap:
+        raise OptionError("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+    return flags
+
+
+def own_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that every node has out of `values`: what they say, as fields of OpenFlags."""
+    own: dict[str, Any] = {}
     cache = values.pop("cache", None) or {}
     for key in ("direct", "no-flush"):
         if isinstance(cache, dict) and key in cache:
-            changed[key.replace("-", "_")] = _boolean(cache[key], "cache." + key)
+            own[key.replace("-", "_")] = _boolean(cache[key], "cache." + key)
     for key in _GENERIC:
         if key == "node-name" or key not in values:
             continue
@@ -544,16 +574,16 @@ def generic_flags(values: dict[str, Any], flags: OpenFlags) -> OpenFlags:
         if key == "discard":
             if value not in ("ignore", "off", "unmap", "on"):
                 raise OptionError("Invalid discard option")
-            changed["unmap"] = value in ("unmap", "on")
+            own["unmap"] = value in ("unmap", "on")
+        elif key == "detect-zeroes":
+            if value not in ("off", "on", "unmap"):
+                raise OptionError("Parameter 'detect-zeroes' does not accept value '%s'" % value)
+            own["detect_zeroes"] = "" if value == "off" else value
         elif key == "force-share":
-            changed["force_share"] = _boolean(value, key)
+            own["force_share"] = _boolean(value, key)
         elif key == "read-only" and _boolean(value, key):
-            changed["writable"] = changed["resize"] = False
-    if changed:
-        flags = flags.but(**changed)
-    if flags.writable and flags.force_share:
-        raise OptionError("force-share=on can only be used with read-only images")
-    return flags
+            own["writable"] = own["resize"] = False
+    return own
 
 
 def _insists_on_writing(spec: Mapping[str, Any]) -> bool:

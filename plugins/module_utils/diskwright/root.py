@@ -15,7 +15,7 @@ from time import perf_counter_ns
 
 from . import edges
 from .errors import Denied, Error
-from .hooks import ALL, CONSISTENT_READ, WRITE, WRITE_UNCHANGED
+from .hooks import ALL, CONSISTENT_READ, WRITE, WRITE_UNCHANGED, is_zero
 from .node import Node
 
 TYPE_CHECKING = False
@@ -252,6 +252,10 @@ class Root:
 
     def pwrite(self, offset: int, data: Buffer, fua: bool = False) -> None:
         """See Node.pwrite; with `fua` what was written is on stable storage afterwards."""
+        mode = self.node.flags.detect_zeroes
+        if mode and is_zero(memoryview(data).cast("B")):
+            self.pwrite_zeroes(offset, len(data), mode == "unmap", fua)
+            return
         self._may_write(offset + len(data))
         self._do("wr", len(data), "pwrite", offset, data)
         if fua:
