@@ -39,7 +39,7 @@ def listening(command: list[str], path: Path) -> Iterator[subprocess.Popen[bytes
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
     try:
         end = time.monotonic() + PATIENCE
-        while not path.exists():
+        while not _listens(path):
             assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")
             time.sleep(0.005)
         yield process
@@ -81,6 +81,14 @@ def nbd_server(path: Path, image: Path) -> Iterator[Path]:
     finally:
         os.kill(int(pid.read_text()), signal.SIGTERM)
         path.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a server is there; the socket alone may be there earlier."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        return True
+    return False
 
 
 def _greets(path: Path) -> bool:
