@@ -200,6 +200,7 @@ LIES: dict[str, tuple[dict[str, str], str]] = {
     "no welcome": ({"WELCOME": "421 too many"}, "The server refused: 421 too many"),
     "garbage": ({"WELCOME": "\x00\x01\x02"}, "Weird server reply"),
     "a long line": ({"WELCOME": "220" + "x" * 100_000}, "got more than 8192 bytes|Weird server reply|Connection closed"),
+    "a reply without end": ({"WELCOME": "220-hello\r\n" * 20_000}, "Weird server reply: a reply without end"),
     "closes at login": ({"USER": "close"}, "Connection closed by the server"),
     "no size": ({"SIZE": "500 what?"}, "The server refused: 500 what\\?"),
     "a size that is none": ({"SIZE": "213 many"}, "Weird server reply: not a number"),

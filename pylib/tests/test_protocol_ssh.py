@@ -117,6 +117,7 @@ info --image-opts driver=ssh,server.port=22,path=/x
 info --image-opts driver=ssh,server.host=127.0.0.1,server.port=22x,path=/x
 info --image-opts driver=ssh,host=127.0.0.1
 info --image-opts driver=ssh,port=22,path=/x
+info --image-opts driver=raw,offset=512,file.driver=ssh,file.server.host=127.0.0.1,file.server.port={port},file.path={place}/r.raw,file.host_key_check=no
 info --image-opts driver=raw,offset=512,file.driver=ssh,file.host=127.0.0.1,file.port={port},file.path={place}/r.raw,file.host_key_check=no
 info 'json:{{"driver":"ssh","server":{{"host":"127.0.0.1","port":{port}}},"path":"{place}/r.raw","host-key-check":{{"mode":"none"}}}}'
 info 'json:{{"driver":"ssh","server":"x","path":"/x"}}'

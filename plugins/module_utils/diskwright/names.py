@@ -243,7 +243,12 @@ def describe(node: Node, given: Mapping[str, Any]) -> None:
     The name is the plain file name where that says it all, else json:{...}, as QEMU has it. `given` are the driver's own
     options as the user wrote them, by flat key.
     """
-    full = {key: value for key, value in given.items() if key in node.strong_options}
+    strong = [key for key in given if key in node.strong_options]
+    if len(strong) > 1:
+        from .json_text import in_order
+
+        strong = in_order(strong)  # from one hash table into the other
+    full = {key: given[key] for key in strong}
     weak = not full
     full["driver"] = node.driver
     file = node.children.get("file")

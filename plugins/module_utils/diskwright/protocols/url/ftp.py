@@ -16,6 +16,7 @@ from .wire import STEP, Patience, PlainSocket, Socket, connect, encrypt, reason,
 
 SESSIONS = 8  # at a time
 MAX_SKIP = 64 << 10  # bytes of a transfer that are rather read and dropped than asked for anew
+MAX_REPLY = 64 << 10  # letters of one reply
 PORTS = {"ftp": 21, "ftps": 990}
 ANONYMOUS = ("anonymous", "ftp@example.com")  # libcurl's
 
@@ -31,6 +32,7 @@ class Session(ftplib.FTP):
         self.position = -1
         self._context = context
         self._name = host
+        self._heard = 0  # letters of the present reply
         connection: Socket = connect(host, port, self.patience)
         if context is not None:
             connection = encrypt(connection, context, host)  # type: ignore[arg-type]
@@ -38,6 +40,17 @@ class Session(ftplib.FTP):
         self.af = connection.family
         self.file = connection.makefile("r", encoding="utf-8", errors="surrogateescape")
         self.encoding = "utf-8"
+
+    def getmultiline(self) -> str:
+        self._heard = 0
+        return super().getmultiline()
+
+    def getline(self) -> str:
+        line: str = super().getline()
+        self._heard += len(line)
+        if self._heard > MAX_REPLY:
+            raise ftplib.error_proto("a reply without end")
+        return line
 
     def greet(self, username: str, password: str) -> None:
         """Log in, and settle on bytes as they are."""
