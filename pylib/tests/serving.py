@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from diskwright.graph import Graph
 from diskwright.protocols.nbd import codec as nbd
@@ -93,10 +93,14 @@ def qcow2(path: Path, name: str = "disk") -> dict[str, Any]:
 class Client:
     """A client that sends what it is told, and takes what comes."""
 
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(PATIENCE)
-        self.socket.connect(path)
+    def __init__(self, place: Union[str, tuple[str, int]]) -> None:
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(place, str) else socket.AF_INET)
+        try:
+            self.socket.settimeout(PATIENCE)
+            self.socket.connect(place)
+        except OSError:
+            self.socket.close()
+            raise
         self.codec = ClientCodec()
         self.handle = 0
         self.contexts: dict[str, int] = {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from diskwright.filter import Filter, Witness
 from diskwright.node import OpenFlags
 from diskwright.options import NodeRef, Options, opt
 from diskwright.protocols.nbd import codec as nbd
-from serving import Served, qcow2, raw, run, serving, wait_for
+from diskwright.server.connection import MAX_IN_FLIGHT
+from serving import Client, Served, qcow2, raw, run, serving, wait_for
 
 MIB = 1 << 20
 
@@ -235,6 +237,8 @@ def test_random_requests_of_several_connections(tmp_path: Path) -> None:
             start = dice.randrange(MIB - 70000)
             assert clients[0].read(start, 70000) == model[start : start + 70000]
         assert clients[3].read(0, MIB) == model
+        most = max(connection._threads for connection in served.server._connections)
+        assert 1 < most <= MAX_IN_FLIGHT
         for client in clients:
             client.socket.close()
     assert path.read_bytes() == model
@@ -311,6 +315,29 @@ def test_an_export_goes_while_others_stay(tmp_path: Path, disk: Path) -> None:
             assert client.ask(client.codec.go("b")).code == nbd.REP_ERR_UNKNOWN
         with pytest.raises(Error, match="Export 'x-b' is not found"):
             served.exports.remove("x-b")
+
+
+def test_a_drain_over_tcp_gives_what_was_asked_for(tmp_path: Path, disk: Path) -> None:
+    """Requests that are here when the server stops are answered, and a client that is idle is disconnected at once."""
+    content = disk.read_bytes()
+    served = Served(tmp_path)
+    served.server.listen({"type": "inet", "host": "127.0.0.1", "port": "0"})
+    served.add(raw(disk))
+    served.server.start()
+    address = served.server.addresses[1]
+    with Client((address["host"], int(address["port"]))).go() as busy, served.connect().go() as idle:
+        busy.send(nbd.CMD_READ, 0, 4 * MIB)
+        busy.socket.recv(1, socket.MSG_PEEK)
+        stop = threading.Thread(target=served.server.stop)
+        stop.start()
+        assert idle.gone()
+        assert busy.finish(0, 4 * MIB)[1] == content
+        assert busy.gone()
+        stop.join()
+        with pytest.raises(OSError):
+            Client((address["host"], int(address["port"])))
+    served.exports.close()
+    served.graph.close()
 
 
 def test_the_graph_changes_while_a_client_does_not_take_its_data(tmp_path: Path, disk: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .server import NbdServer
 
 MAX_IN_FLIGHT = 16  # requests of one client that are under way
+SPARE = 2  # threads of one client that wait for its next request; more end
 MAX_OPTIONS = 1024  # of one client before it gets to requests
 RECEIVE = 4096  # bytes at a time where no payload is expected: some headers in one go, and little to be copied of a payload
 
@@ -70,9 +71,10 @@ class Connection:
             if self._negotiate():
                 self.stream.limit(0)
                 self._work()
-        except Disconnected as exc:
-            reason = str(exc)
-        except (Error, OSError) as exc:
+        except BaseException as exc:
+            self._over = True
+            if not isinstance(exc, (Disconnected, Error, OSError)):
+                raise
             reason = str(exc)
         finally:
             self._leave(reason)
@@ -80,11 +82,11 @@ class Connection:
     def _leave(self, reason: str) -> None:
         """One of the client's threads ends; the last one closes the connection."""
         with self._counting:
-            self._over = True
             self._threads -= 1
             last = not self._threads
         if not last:
-            self.stream.end_receiving()
+            if self._over:
+                self.stream.end_receiving()
             return
         self.stream.close()
         if self.export is not None:
@@ -117,18 +119,21 @@ class Connection:
                         break
                     transmission.do(request, buffer)
             transmission.do(request, buffer)
+            if self._idle > SPARE:
+                return
 
     def _another(self) -> bool:
         """Whether another thread receives requests once _receiving is free; one is started if need be."""
         with self._counting:
             if self._idle:
                 return True
-            if self._threads >= MAX_IN_FLIGHT:
+            if self._threads >= MAX_IN_FLIGHT or not self.server.threads.acquire(blocking=False):
                 return False
             self._threads += 1
         try:
             Thread(target=self._run_another, name="nbd %s" % self.peer, daemon=True).start()
         except RuntimeError:  # the system has no more threads
+            self.server.threads.release()
             with self._counting:
                 self._threads -= 1
             return False
@@ -138,9 +143,13 @@ class Connection:
         reason = ""
         try:
             self._work()
-        except (Disconnected, Error, OSError) as exc:
+        except BaseException as exc:
+            self._over = True
+            if not isinstance(exc, (Disconnected, Error, OSError)):
+                raise
             reason = str(exc)
         finally:
+            self.server.threads.release()
             self._leave(reason)
 
     def _next_event(self) -> Any:

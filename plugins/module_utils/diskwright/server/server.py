@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
-from threading import Condition, Thread
+from threading import BoundedSemaphore, Condition, Thread
 from time import monotonic
 from typing import Any, Callable, Mapping, Optional
 
@@ -20,6 +20,7 @@ from .listeners import Listener, inherited, listen, peer_of
 from .stream import Stream
 
 MAX_CONNECTIONS = 100
+MAX_THREADS = 128  # besides one for each client
 HANDSHAKE_SECONDS = 10
 DRAIN_SECONDS = 10  # that clients may take, when the server stops, to receive what they asked for
 
@@ -59,6 +60,7 @@ class NbdServer:
         self.handshake_seconds = handshake_seconds
         self.said = said
         self.idle = idle
+        self.threads = BoundedSemaphore(MAX_THREADS)  # for clients whose storage is slow
         self._listeners: list[Listener] = []
         self._connections: set[Connection] = set()
         self._changed = Condition()

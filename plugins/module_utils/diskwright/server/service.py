@@ -145,7 +145,8 @@ class Serve:
 
     def run(self, ready: Optional[Callable[[], None]] = None) -> None:
         """Start, call `ready`, serve until a signal of SIGNALS comes or `stop` is called, and close; in the main thread, before which
-        SIGNALS must have been blocked. A second signal disconnects clients that take their time. Raises what closing raises."""
+        SIGNALS must have been blocked. A second signal disconnects clients that take their time, a third one ends the process. Raises what
+        closing raises."""
         try:
             self.start()
             if ready is not None:
@@ -160,6 +161,9 @@ class Serve:
             if signal.sigtimedwait(SIGNALS, 0.05) is not None:
                 for server in self.servers:
                     server.hurry()
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         closing.join()
         if self._failure is not None:
             raise self._failure
