@@ -149,7 +149,8 @@ def _arrow(source: Place, target: Place, label: str, dashed: bool) -> list[str]:
     lines = ['<path d="%s" fill="none" stroke="#475569"%s marker-end="url(#arrow)"/>' % (path, dashes)]
     if label:
         x, y = (x1 + 3 * x2) / 4, y2 - DOWN / 3
-        lines.append('<text x="%.1f" y="%.1f" text-anchor="middle" font-size="10" fill="#475569">%s</text>' % (x, y, _escaped(label)))
+        look = 'text-anchor="middle" font-size="10" fill="#475569" stroke="#ffffff" stroke-width="4" paint-order="stroke"'
+        lines.append('<text x="%.1f" y="%.1f" %s>%s</text>' % (x, y, look, _escaped(label)))
     return lines
 
 

@@ -69,6 +69,10 @@ class CopyBeforeWrite(Filter):
             breaks=options.on_cbw_error == "break-snapshot",
         )
 
+    def attach(self, role: str, child: Node) -> None:
+        super().attach(role, child)
+        self.moment.source, self.moment.target = self.file, self.children["target"]
+
     def _bitmap(self, node_name: Optional[str], name: Optional[str]) -> Optional[Bitmap]:
         if node_name is None and name is None:
             return None

@@ -36,6 +36,7 @@ class SnapshotAccess(Node):
     driver = "snapshot-access"
     dirty = None
     options_class = SnapshotAccessOptions
+    keeps_children = True
 
     def __init__(self, options: SnapshotAccessOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
