@@ -316,5 +316,5 @@ def told(exc: BaseException) -> str:
     if isinstance(exc, asyncssh.SFTPError):
         text = STATUS.get(exc.code) or str(exc.reason).splitlines()[0][:200] if exc.reason or exc.code in STATUS else "Unknown error"
         return LIBSSH % (text, exc.code)
-    text = str(getattr(exc, "reason", "") or exc) or type(exc).__name__
+    text = str(getattr(exc, "strerror", "") or getattr(exc, "reason", "") or exc) or type(exc).__name__
     return text.splitlines()[0][:200]
