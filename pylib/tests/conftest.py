@@ -15,7 +15,7 @@ import pytest
 from effort import BRIEF
 
 # Of these a brief run takes every second test: they spend their time in qemu-img, or in what no kernel has a part in.
-SAMPLED = ("test_luks", "test_qcow2_check", "test_qcow2_encryption", "test_qcow2_snapshots")
+SAMPLED = ("test_luks", "test_protocol_http", "test_protocol_ssh", "test_qcow2_check", "test_qcow2_encryption", "test_qcow2_snapshots")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
