@@ -14,7 +14,7 @@ ACCEL := $(wildcard pylib/accel/Cargo.toml pylib/accel/Cargo.lock pylib/accel/py
 RESULTS := .cache/results
 
 .NOTPARALLEL:
-.PHONY: help demo test test-library test-collection test-integration lint sanity molecule bench bench-hosts docs dev accel packages clean
+.PHONY: help demo test test-library test-collection test-integration test-heavy lint sanity molecule bench bench-hosts docs dev accel packages clean
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -39,6 +39,10 @@ test-integration: $(DONE)/test $(DONE)/molecule accel packages
 	@mkdir -p $(RESULTS) && .ci/integration $(RESULTS)
 	@.ci/installed $(RESULTS)
 	@.ci/molecule thin_clones
+
+#: make test-heavy          rbd and gluster against Ceph and GlusterFS, which it installs; as root, some minutes
+test-heavy: packages
+	@.ci/heavy
 
 #: make lint                ruff, mypy --strict, clippy, shellcheck, REUSE, the changelog, and what no file may say
 lint: $(DONE)/lint

@@ -119,4 +119,4 @@ class CreationOptions:
         classes = self._classes()
         taken = () if self.own.leaf or self.own.plain else classes[0].fields
         fields = classes[-1].fields
-        return classes[-1].from_mapping({key: value for key, value in self.values.items() if key in fields and key not in taken})
+        return classes[-1].from_mapping({key: value for key, value in self.values.items() if key in fields and key not in taken}).bind(self.objects)
