@@ -68,7 +68,8 @@ class Ceph:
 
     def key(self) -> str:
         """The key of client.admin, in base64."""
-        done = subprocess.run([program("ceph-authtool"), "-p", "-n", "client.admin", str(self.place / "admin.keyring")], capture_output=True, text=True, check=True)
+        line = [program("ceph-authtool"), "-p", "-n", "client.admin", str(self.place / "admin.keyring")]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
 
