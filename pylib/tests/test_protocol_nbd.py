@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from diskwright.errors import Error, OptionError, ProtocolError, Unsupported
+from diskwright.errors import Denied, Error, OptionError, ProtocolError, Unsupported
 from diskwright.extent import ALLOCATED, DATA, OFFSET_VALID, ZERO
-from diskwright.graph import Graph, open_image
+from diskwright.graph import Graph, OpenPolicy, open_image
 from diskwright.hooks import OpenFlags
 from diskwright.node import Node
 from diskwright.objects import add_object
@@ -390,6 +390,22 @@ def test_conversions(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "to").stat().st_blocks * 512 < 2 * M
 
 
+def test_a_backing_image(place: Path, plain: Path, tmp_path: Path) -> None:
+    """By any name; but not where the policy wants files."""
+    name = uri(plain, "exp")
+    described = "json:" + json.dumps({"driver": "raw", "file": {"driver": "nbd", "server": {"type": "unix", "path": str(plain)}, "export": "exp"}})
+    for number, backing in enumerate((name, described)):
+        overlay = tmp_path / ("%d.qcow2" % number)
+        subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, overlay, "8M"], timeout=60, check=True)
+        same("info --backing-chain %s" % overlay, place)
+        same("map --output=json %s" % overlay, place)
+        with open_image(str(overlay)) as node:
+            assert node.pread(0, SIZE) == (place / "r.raw").read_bytes()
+        for policy in (OpenPolicy("same_directory"), OpenPolicy("listed", allowed=["/"]), OpenPolicy("none"), OpenPolicy("any", protocols=["file"])):
+            with pytest.raises(Denied):
+                open_image(str(overlay), policy=policy)
+
+
 # -- TLS
 
 
@@ -670,7 +686,70 @@ def test_answers_out_of_order(tmp_path: Path) -> None:
                 assert found == [bytes(content[n * 70_000 : n * 70_000 + 65536]) for n in range(8)]
 
 
+def accepting_tls(words: bytes) -> Any:
+    """A script that agrees to TLS and says something else then."""
+
+    def script(connection: Connected) -> None:
+        connection.codec.tls = True
+        connection.greet()
+        option, _payload = connection.next()
+        connection.send(connection.codec.accept(option))
+        connection.send(words)
+        while connection.sock.recv(4096):
+            pass
+
+    return script
+
+
+@pytest.mark.parametrize("kind", ["x509", "psk", "anon"])
+@pytest.mark.parametrize(
+    "words, text",
+    [(b"", "^TLS handshake failed: the peer does not answer$"), (b"garbage " * 99, "^TLS handshake failed: |^server sent unencrypted data")],
+    ids=["nothing", "garbage"],
+)
+def test_tls_that_is_none(tmp_path: Path, tls: Path, kind: str, words: bytes, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "HANDSHAKE_TIMEOUT", 0.3)
+    with liar(tmp_path / "s", accepting_tls(words)), pytest.raises(Error, match=text):
+        secured(tmp_path / "s", tls, "tls-creds-%s,id=t,endpoint=client" % kind + (",dir=DIR" if kind != "anon" else ""), **{"tls-hostname": "localhost"})
+
+
+def elderly(fixed: bool, names: list[str]) -> Any:
+    """A script of a server from before GO; one that is not even `fixed` knows no options."""
+
+    def script(connection: Connected) -> None:
+        connection.send(nbd.INIT_MAGIC + nbd.OPTION_MAGIC + (b"\0\1" if fixed else b"\0\0"))
+        while not connection.codec.transmission:
+            option, _payload = connection.next()
+            if option.option == nbd.OPT_EXPORT_NAME:
+                if option.name not in names:
+                    return
+                connection.send(connection.codec.export_name(1 << 20, FLAGS & ~nbd.SEND_DF))
+            elif option.option == nbd.OPT_LIST:
+                connection.send(*(connection.codec.listed(option, name) for name in names), connection.codec.accept(option))
+            else:
+                connection.send(connection.codec.refuse(option, nbd.REP_ERR_UNSUP, ""))
+        connection.serve(CONTENT)
+
+    return script
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_elderly_servers(tmp_path: Path, fixed: bool) -> None:
+    with liar(tmp_path / "s", elderly(fixed, ["disk"])):
+        with opened(tmp_path / "s", "disk") as node:
+            assert node.pread(0, node.size) == CONTENT
+            assert [tuple(extent[:3]) for extent in node.block_status(0, 1 << 20)] == [(0, 1 << 20, HELD)]
+        with pytest.raises(Error, match="No export with name 'other' available" if fixed else "^Failed to read export length: "):
+            opened(tmp_path / "s", "other")
+        same("info --image-opts driver=nbd,path=s,export=disk", tmp_path)
+        if fixed:
+            same("info --image-opts driver=nbd,path=s,export=other", tmp_path)
+
+
 # -- connections that come and go
+
+
+CONTENT = bytearray(random.Random(7).randbytes(1 << 20))
 
 
 def losing(after: int) -> Any:
@@ -689,9 +768,6 @@ def losing(after: int) -> Any:
         connection.serve(CONTENT, hook)
 
     return script
-
-
-CONTENT = bytearray(random.Random(7).randbytes(1 << 20))
 
 
 def test_reconnection(tmp_path: Path) -> None:
