@@ -34,6 +34,8 @@ def say(session: Session, request: Request) -> bool:
     """Make a request, and say what became of it."""
     text, well = request.run()
     session.ui.write(text)
+    if request.hint:
+        session.ui.hint(request.hint)
     return well
 
 

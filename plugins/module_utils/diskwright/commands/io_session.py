@@ -35,7 +35,7 @@ class Failure(Exception):
 class Request:
     """One read or write: what, where, and what is to be said when it is done."""
 
-    __slots__ = ("verb", "done", "offset", "length", "terse", "quiet", "work", "after")
+    __slots__ = ("verb", "done", "offset", "length", "terse", "quiet", "work", "after", "hint")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Request:
         self.quiet = "q" in flags
         self.work = work
         self.after = after
+        self.hint = ""  # what is known beyond the errno, where a person wants to know it
 
     def run(self) -> tuple[str, bool]:
         """Make the request; (what is to be said, whether all is well)."""
@@ -63,6 +64,8 @@ class Request:
         try:
             found = self.work()
         except (Error, OSError) as exc:
+            if isinstance(exc, Error) and str(exc).startswith(("blkverify: ", "quorum: ")):
+                self.hint = str(exc)
             return "%s failed: %s\n" % (self.verb, reason(exc)), False
         seconds = monotonic() - start
         text, well = self.after(found) if self.after is not None else ("", True)
@@ -94,7 +97,7 @@ class Session:
         self.snapshot = False
         self.copying = False
         self._background: set[Thread] = set()
-        self._finished: SimpleQueue[tuple[Thread, str, bool]] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[Thread, str, str]] = SimpleQueue()
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -246,7 +249,7 @@ class Session:
         if self.copying and not node.read_only:
             from ..filters.copy_on_read import CopyOnRead, CopyOnReadOptions
 
-            return CopyOnRead(CopyOnReadOptions(file=node), node.flags)
+            return CopyOnRead(CopyOnReadOptions(file=node, bottom=None), node.flags)
         return node
 
     def write(self, offset: int, data: bytes, fua: bool = False) -> None:
@@ -306,20 +309,22 @@ class Session:
             self._take(*self._finished.get())
 
         def work() -> None:
-            text, well = "%s failed: %s\n" % (request.verb, os.strerror(errno.EIO)), False
+            text = "%s failed: %s\n" % (request.verb, os.strerror(errno.EIO))
             try:
-                text, well = request.run()
+                text = request.run()[0]
             finally:
-                self._finished.put((worker, text, well))
+                self._finished.put((worker, text, request.hint))
 
         worker = Thread(target=work, name=request.verb, daemon=True)
         self._background.add(worker)
         worker.start()
 
-    def _take(self, worker: Thread, text: str, _well: bool) -> None:
+    def _take(self, worker: Thread, text: str, hint: str) -> None:
         worker.join()
         self._background.discard(worker)
         self.ui.write(text)
+        if hint:
+            self.ui.hint(hint)
 
     def settle(self) -> None:
         """Say what became of the requests that have finished."""

@@ -91,7 +91,7 @@ class Quorum(Node):
 
     def _map(self, offset: int, length: int) -> Iterable[Extent]:
         """Zero is what all members say is zero."""
-        statuses = [member.resolve(offset, length, True) for member in self.members]
+        statuses = [self._resolved(member, offset, length) for member in self.members]
         cuts = sorted({extent.offset for found in statuses for extent in found} | {offset, offset + length})
         places = [0] * len(statuses)
         extents = []
@@ -103,6 +103,13 @@ class Quorum(Node):
                 zero = zero and bool(found[places[index]].status & ZERO)
             extents.append(Extent(start, stop - start, ZERO | ALLOCATED) if zero else Extent(start, stop - start, DATA | ALLOCATED, self, start))
         return coalesce(extents)
+
+    def _resolved(self, member: Node, offset: int, length: int) -> list[Extent]:
+        """What a member says of a range; one that cannot tell does not say that it is zero."""
+        try:
+            return member.resolve(offset, length, True)
+        except (Error, OSError):
+            return [Extent(offset, length, DATA, member, offset)]
 
     def _status(self, offset: int, length: int, want_zero: bool) -> Iterator[Extent]:
         return iter(self._map(offset, length))
@@ -132,13 +139,13 @@ class Quorum(Node):
             self._tell_of(None, "read", host_offset, len(view))
             raise self._failure(errno.EIO)
         view[:] = content
-        for losers in (found for found in answers.values() if found is not winners):
-            for member in losers:
-                self._tell_of(member, "read", host_offset, len(view))
-        if self.rewrite and not self.read_only and len(answers) > 1:
-            for member in self.members:
-                if member not in winners:
+        for member in (loser for found in answers.values() if found is not winners for loser in found):
+            self._tell_of(member, "read", host_offset, len(view))
+            if self.rewrite and not self.read_only:
+                try:
                     member.pwrite(host_offset, content)
+                except (Error, OSError) as exc:
+                    self._tell_of(member, "write", host_offset, len(view), exc)
 
     def _tell_of(self, member: Optional[Node], what: str, offset: int, length: int, failure: Optional[BaseException] = None) -> None:
         """Report a member that is wrong, or None: that too few agree."""
@@ -184,6 +191,18 @@ class Quorum(Node):
         if len(self.members) - len(failures) < self.threshold:
             self._tell_of(None, "write", offset, length)
             raise failures[0]
+
+    def flush(self) -> None:
+        """Enough of the members must have everything on stable storage."""
+        if not self.read_only and not self._closed:
+            self._on_all(lambda member: member.flush(), 0, 0)
+
+    def _close_children(self, how: Any) -> None:
+        """A member that cannot be closed as it should is one of those that are wrong; flush has seen to it that the others are enough."""
+        try:
+            super()._close_children(how)
+        except (Error, OSError):
+            pass  # what the vote could not bear, `flush` has raised before
 
     def _pwrite(self, host_offset: int, view: memoryview) -> None:
         self._on_all(lambda member: member.pwrite(host_offset, view), host_offset, len(view))

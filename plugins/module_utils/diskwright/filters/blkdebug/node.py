@@ -297,8 +297,8 @@ class Blkdebug(Witness):
 
     def _flush(self) -> None:
         if self._written:  # otherwise there is nothing to flush
-            self._written = False
             self._allow("flush")
+            self._written = False
 
     def _close(self) -> None:
         self.release_all()
