@@ -340,11 +340,13 @@ def test_a_failed_incremental_backup_keeps_the_bits(live: Live, tmp_path: Path) 
         for cluster in (1, 5, 9, 40):
             root.pwrite(cluster * CLUSTER, b"y")
     marked = live.bitmap(live.node("disk"), "b").runs()
+    client = Root(live.graph, "disk", CONSISTENT_READ | WRITE)
     for mode, left in (("on-success", 4), ("always", None), ("never", None)):
         sync = "incremental" if mode == "on-success" else "bitmap"
         job = backup.backup(live, backup_options(sync=sync, bitmap="b", bitmap_mode=mode, speed=1))
-        with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
-            root.pwrite(50 * CLUSTER, b"z")
+        client.pwrite(50 * CLUSTER, b"z")
+        with pytest.raises(Error, match="Permission conflict on node 'disk'"):  # it would be written past the job
+            Root(live.graph, "disk", CONSISTENT_READ | WRITE)
         while not job.current:
             job.sleep(0.01)
         with pytest.raises(Error, match="currently in use by another operation"):
@@ -359,6 +361,7 @@ def test_a_failed_incremental_backup_keeps_the_bits(live: Live, tmp_path: Path) 
             kept = runs
         else:
             assert runs == kept
+    client.close()
 
 
 def test_backup_of_the_top_layer_alone(live: Live, tmp_path: Path) -> None:
@@ -765,3 +768,27 @@ def test_a_bitmap_in_memory_can_be_exported(live: Live, tmp_path: Path) -> None:
     words = "driver=nbd,export=disk,server.type=unix,server.path=%s,x-dirty-bitmap=qemu:dirty-bitmap:b" % (tmp_path / "nbd")
     found = json.loads(qemu_img("map", "--output=json", "--image-opts", words))
     assert [(part["start"], part["length"]) for part in found if not part["data"]] == [(3 * CLUSTER, CLUSTER)]
+
+
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_two_backups_of_one_disk(live: Live, tmp_path: Path, first_ends_first: bool) -> None:
+    first = pattern()
+    for name in ("disk", "copy", "copy2"):
+        image(live, tmp_path, name, first if name == "disk" else b"")
+    writer = Writer(live, "disk", first)
+    jobs = []
+    moments = []
+    try:
+        for name, speed in (("copy", 64 << 20 if first_ends_first else 16 << 20), ("copy2", 32 << 20)):
+            with live.lock, live.graph.drained():
+                moments.append(writer.root.pread(0, SIZE))
+                jobs.append(backup.backup(live, backup_options(job_id=name, target=name, speed=speed)))
+            writer.wait(5)
+        for job in jobs if first_ends_first else reversed(jobs):
+            assert job.wait() == "null" and job.error is None
+        assert [content(live, name) for name in ("copy", "copy2")] == moments
+        assert writer.root.node.name == "disk"
+        model = writer.stop()
+        assert writer.root.pread(0, SIZE) == model
+    finally:
+        writer.close()

@@ -14,6 +14,7 @@ from ..node import ALL, OpenFlags
 from ..options import opt
 from . import chain
 from .block import ON_ERROR, WINDOW, BlockJob, BlockJobOptions, begin, show_as_child
+from .filters import only_through
 from .recording import Found, duplicate
 
 TYPE_CHECKING = False
@@ -50,6 +51,14 @@ class BackupMoment(Moment):
 
     def _move(self, start: int, end: int) -> None:
         copy_ranges(self.source, self.target, [(start, end - start)], compress=self._compress, threads=1 if end - start <= self.unit else 2)
+
+
+class BackupTop(CopyBeforeWrite):
+    """On top of the source."""
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        return only_through(flags) if role == "file" else flags.but(shared=ALL)
 
 
 class KeptSource(SnapshotAccess):
@@ -90,14 +99,14 @@ class BackupJob(BlockJob):
             self._freeze(self.found)
         wanted = self._frozen if options.sync in ("incremental", "bitmap") else None
         record = CopyBeforeWriteOptions.from_mapping({"file": self.source, "target": self.target})
-        top = CopyBeforeWrite(record, OpenFlags(writable=True, perm=0, shared=ALL))
+        top = BackupTop(record, OpenFlags(writable=True, perm=0, shared=ALL))
         breaks = options.on_cbw_error == "break-snapshot"
         self.moment = top.moment = BackupMoment(self.source, self.target, bitmap=wanted, compress=options.compress, breaks=breaks)
         self.graph.adopt(top, options.filter_node_name)
         show_as_child(top)
         try:
             self.graph.replace(self.source, top)
-            self.use(top, 0)
+            self.use(top)
         except BaseException:
             top.close()
             raise

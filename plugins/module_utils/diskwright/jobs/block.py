@@ -80,7 +80,7 @@ class BlockJob(Job):
         show_as_child(made)
         try:
             self.graph.replace(node, made)
-            self.use(made, 0)
+            self.use(made)
         except BaseException:
             made.close()
             raise

@@ -10,7 +10,7 @@ from threading import Event, Lock
 from ..bitmaps import Bitmap
 from ..errors import Error
 from ..filter import Filter
-from ..node import Alloc
+from ..node import RESIZE, WRITE, Alloc
 from ..options import NodeRef, Options, opt
 
 TYPE_CHECKING = False
@@ -28,6 +28,12 @@ class JobFilterOptions(Options):
     file: NodeRef = opt(help="the node that the job works on")
 
 
+def only_through(flags: OpenFlags) -> OpenFlags:
+    """How a job's filter, being opened with `flags`, uses what it is on top of: once it has users itself, nobody writes past it."""
+    perm, shared = flags.permissions()
+    return flags.but(shared=shared & ~(WRITE | RESIZE)) if perm else flags
+
+
 class JobFilter(Filter):
     """All passes through, but a write waits while the job works on the same unit, and the job while it is written.
 
@@ -40,6 +46,10 @@ class JobFilter(Filter):
     def __init__(self, options: Options, flags: OpenFlags) -> None:
         super().__init__(options, flags)
         self.growable = False
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        return only_through(flags)
 
     def lock(self, offset: int, length: int) -> Any:
         """Keep writers away from the units of a range; `release` takes the result. Only to be called where writers may wait: inside

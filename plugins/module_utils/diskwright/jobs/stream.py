@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..copy.window import copy_ranges
 from ..errors import Error, OptionError
-from ..node import ALL, CONSISTENT_READ, WRITE
+from ..node import ALL, CONSISTENT_READ, WRITE_UNCHANGED
 from ..options import opt
 from . import chain
 from .block import ON_ERROR, BlockJob, BlockJobOptions, begin
@@ -50,7 +50,7 @@ class StreamJob(BlockJob):
         self.occupy(*self._between())
         top = self.put_on_top(StreamTop, self.node, self.options.filter_node_name)
         top.unit = max(self.node.allocation_unit, 512)
-        self.root = self.use(self.node, CONSISTENT_READ | WRITE, ALL)
+        self.root = self.use(self.node, CONSISTENT_READ | WRITE_UNCHANGED, ALL)
         if self.node.backing is None:
             self.total = 0
 
