@@ -270,6 +270,15 @@ def test_a_directory(server: Sshd, tmp_path: Path) -> None:
         open_image(server.url(tmp_path, "host_key_check=no"))
 
 
+def test_hosts_that_are_commands(at_home: Path) -> None:
+    """Whoever made an image may name hosts; the user's configuration may hand them to a shell."""
+    (at_home / ".ssh" / "config").write_text("Host *\nProxyCommand sh -c 'echo %%h > %s/ran'\n" % at_home)
+    for host in ("$(id)", "`id`", "a;id", "-oProxyCommand=id", "a|id", "a b", "a%h", ""):
+        with pytest.raises(Error, match="is no host name|missing hostname in URI"):
+            open_image("ssh://%s/x" % host)
+    assert not (at_home / "ran").exists()
+
+
 def test_without_the_library(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asyncssh", None)
     monkeypatch.delitem(sys.modules, "diskwright.protocols.ssh.link")

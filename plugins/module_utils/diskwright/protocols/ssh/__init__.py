@@ -221,6 +221,9 @@ def _server(options: SshOptions) -> tuple[Server, str]:
         raise OptionError("Parameter 'filename' is unexpected")
     if port and not (port.isascii() and port.isdigit()):
         raise OptionError("Use only numeric port value")
+    if host.startswith("-") or any(not (letter.isalnum() or letter in "._-:" or letter == "%" and ":" in host) for letter in host):
+        # The user's configuration may hand it to a command (ProxyCommand), and an image may have named it.
+        raise OptionError("'%s' is no host name" % host)
     number = int(port[:6]) if port else None
     if number is not None and not 0 < number < 1 << 16:
         raise OptionError("Failed to connect to '%s:%s': Connection refused" % (host, port))
