@@ -155,7 +155,7 @@ def simplified(answer: Any) -> Any:
         shown = []
         for node in found:
             if not node["node-name"].startswith("#"):
-                bitmaps = [bitmap for bitmap in node.get("dirty-bitmaps", ()) if "name" in bitmap]
+                bitmaps = sorted((bitmap for bitmap in node.get("dirty-bitmaps", ()) if "name" in bitmap), key=lambda bitmap: bitmap["name"])
                 shown.append((node["node-name"], node["drv"], bitmaps, node["image"]["virtual-size"], node.get("backing_file")))
         return shown
     return answer
@@ -515,6 +515,50 @@ DRIVES: list[Step] = [
     "query-named-block-nodes",
 ]
 
+STREAM = {"job-id": "s", "device": "a"}
+REFUSALS: list[Step] = [
+    node("a"),
+    node("b"),
+    ("blockdev-add", {"driver": "raw", "node-name": "r", "file": {"driver": "null-co", "size": SIZE}}),
+    node("v2"),
+    node("ro", **{"read-only": True}),
+    bitmap("add", node="r", name="x", persistent=True),
+    bitmap("add", node="v2", name="x", persistent=True),
+    bitmap("add", node="ro", name="y"),
+    bitmap("add", name="p", persistent=True),
+    bitmap("add", name="n" * 1024),
+    bitmap("add", name="n" * 1024, persistent=True),
+    bitmap("add", name="big", granularity=1 << 32),
+    bitmap("add", name="zero", granularity=0),
+    bitmap("remove", name="p"),
+    bitmap("add", name="p", persistent=True),
+    bitmap("add", name="p2", persistent=True, granularity=512),
+    ("block_resize", {"node-name": "a", "size": 2 * SIZE}),
+    "query-named-block-nodes",
+    bitmap("merge", target="p", bitmaps=["p2"]),
+    bitmap("merge", target="p"),
+    bitmap("merge", target="zz", bitmaps=["p"]),
+    ("blockdev-del", {"node-name": "a"}),
+    node("a"),
+    "query-named-block-nodes",
+    ("block-stream", {**STREAM, "base": "x", "base-node": "y"}),
+    ("block-stream", {**STREAM, "base-node": "r"}),
+    ("block-stream", {**STREAM, "bottom": "r"}),
+    ("block-stream", {**STREAM, "backing-file": "r"}),
+    ("block-stream", {"device": "a"}),
+    ("block-commit", STREAM),
+    ("block-commit", {**STREAM, "base": "x", "base-node": "y"}),
+    ("block-commit", {**STREAM, "top": "x", "top-node": "y"}),
+    ("block-commit", {**STREAM, "top": "x"}),
+    ("block-commit", {**STREAM, "base": "x"}),
+    ("block-commit", {**STREAM, "device": "zz"}),
+    backup(device="b", target="r", compress=True),
+    backup(device="b", target="ro"),
+    ("blockdev-snapshot", {"node": "ro", "overlay": "r"}),
+    ("blockdev-snapshot", {"node": "b", "overlay": "ro"}),
+    ("change-backing-file", {"device": "b", "image-node-name": "zz", "backing-file": "q"}),
+]
+
 
 def creation(driver: str, **options: Any) -> list[Step]:
     return [
@@ -559,8 +603,9 @@ EMPTY: tuple[str, ...] = ()
         ({"a": EMPTY, "s": EMPTY, "t1": EMPTY}, SNAPSHOTS),
         ({}, CREATION),
         ({"a": EMPTY}, DRIVES),
+        ({"a": EMPTY, "b": EMPTY, "v2": ("-o", "compat=0.10"), "ro": EMPTY}, REFUSALS),
     ],
-    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots", "creation", "drives"],
+    ids=["wire", "nodes", "jobs", "chain", "bitmaps", "snapshots", "creation", "drives", "refusals"],
 )
 def test_the_same_as_qemu_storage_daemon(tmp_path: Path, images: dict[str, tuple[str, ...]], script: list[Step]) -> None:
     same(tmp_path, images, script)

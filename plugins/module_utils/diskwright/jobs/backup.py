@@ -270,7 +270,7 @@ def prepare_backup(live: Live, options: BackupOptions) -> BackupJob:
     live.check_free(source, below=True, shared=True)
     live.check_free(target)
     if options.compress and not target.supports_compression:
-        raise Unsupported("Compression is not supported for this drive %s" % target.name)
+        raise Unsupported("Compression is not supported for this drive ")
     if source.size != target.size:
         raise Error("Source and target image have different sizes")
     job = BackupJob(live, options, source, target, found)

@@ -249,10 +249,11 @@ def show_as_child(made: Node) -> None:
 def begin(live: Live, job: BlockJob, prepare: Callable[[], None]) -> None:
     """Make a new job known, do `prepare` under `drained`, which puts it into the graph, and let it run. What fails leaves nothing behind."""
     with live.lock:
-        live.jobs.add(job)
+        live.jobs.check_id(job.id)
         try:
             with live.graph.drained():
                 prepare()
+            live.jobs.add(job)
         except BaseException:
             job.discard_made()
             raise

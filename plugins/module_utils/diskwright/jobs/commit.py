@@ -11,6 +11,7 @@ from ..node import CONSISTENT_READ
 from ..options import opt
 from . import chain
 from .block import ON_ERROR, BlockJob, BlockJobOptions, begin
+from .events import NotFound
 from .filters import CommitTop
 from .mirror import DEFAULT_GRANULARITY, MirrorJob, MirrorOptions
 
@@ -106,14 +107,16 @@ class ActiveCommitJob(MirrorJob):
 def commit(live: Live, options: CommitOptions) -> BlockJob:
     """Begin a commit: of what nobody writes, or with the top of the chain one that gets ready and has to be completed. Raises Error."""
     with live.lock:
+        if options.device not in live.graph.named:
+            raise NotFound("Device '%s' not found" % options.device)
         device = live.root_node(options.device)
         for one, other in (("base_node", "base"), ("top_node", "top")):
             if getattr(options, one) is not None and getattr(options, other) is not None:
                 raise OptionError("'%s' and '%s' are mutually exclusive" % (one.replace("_", "-"), other))
         active = device.unfiltered()
         live.check_free(device)
-        top = _layer(live, device, options.top_node, options.top) or active
-        base = _layer(live, top, options.base_node, options.base) or list(chain.layers(top))[-1]
+        top = _layer(live, device, options.top_node, options.top, "Top image file %s not found") or active
+        base = _layer(live, top, options.base_node, options.base, "Can't find '%s' in the backing chain") or list(chain.layers(top))[-1]
         if base is top:
             raise OptionError("cannot commit an image into itself")
         for layer in chain.layers(top):
@@ -132,8 +135,8 @@ def commit(live: Live, options: CommitOptions) -> BlockJob:
         return job
 
 
-def _layer(live: Live, top: Node, name: Optional[str], filename: Optional[str]) -> Optional[Node]:
-    """The layer of a chain that a node-name or a file name means; None where neither is given. Raises Error."""
+def _layer(live: Live, top: Node, name: Optional[str], filename: Optional[str], refusal: str) -> Optional[Node]:
+    """The layer of a chain that a node-name or a file name means; None where neither is given. Raises Error: `refusal` for the latter."""
     if name is not None:
         found = live.node(name).unfiltered()
         if found not in list(chain.layers(top)):
@@ -145,7 +148,7 @@ def _layer(live: Live, top: Node, name: Optional[str], filename: Optional[str]) 
         return top.unfiltered()
     named = chain.named_in_chain(top, filename)
     if named is None:
-        raise Error("Can't find '%s' in the backing chain" % filename)
+        raise Error(refusal % filename)
     return named
 
 

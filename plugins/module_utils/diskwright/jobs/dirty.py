@@ -7,11 +7,11 @@ Each action returns what takes it back, for transactions.
 
 from __future__ import annotations
 
-from ..bitmaps import Bitmap
-from ..errors import Error, OptionError
+from ..bitmaps import Bitmap, BitmapSet
+from ..errors import Error, OptionError, Unsupported
 from ..options import opt
 from ..options import Options
-from .recording import Found, bitmaps, duplicate
+from .recording import MAX_NAME, Found, bitmaps, duplicate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,19 +47,31 @@ def add(live: Live, options: NewBitmap) -> Undo:
         if not options.name:
             raise OptionError("Bitmap name cannot be empty")
         granularity = options.granularity or 0
+        if not 0 <= granularity < 1 << 32:
+            raise OptionError("Parameter 'granularity' expects uint32_t")
         if options.granularity is not None and (granularity < 512 or granularity & granularity - 1):
             raise OptionError("Granularity must be power of 2 and at least 512")
         if any(found.bitmap.name == options.name for found in bitmaps(node)):
             raise Error("Bitmap already exists: %s" % options.name)
         with live.graph.drained():
-            stored = node.bitmaps() if options.persistent else None
-            if options.persistent and (stored is None or not node.stores_bitmaps):
-                raise OptionError("Cannot store dirty bitmaps in node '%s'" % node.name)
-            if stored is not None and node.read_only:
-                raise OptionError("Cannot store dirty bitmaps in node '%s': it is read-only" % node.name)
-            owner = stored if stored is not None else live.record(node).bitmaps
+            owner = _store(node, options.name) if options.persistent else live.record(node).bitmaps
             made = owner.add(options.name, granularity, not options.disabled)
     return lambda: _drop(live, node, made)
+
+
+def _store(node: Node, name: str) -> BitmapSet:
+    """The bitmaps that the image of a node keeps. Raises Error where it cannot keep one of that name."""
+    stored = node.bitmaps()
+    if stored is None:
+        raise Unsupported("Can't store persistent bitmaps to %s: Operation not supported" % node.name)
+    refusal = "Can't make bitmap '%s' persistent in '%s': " % (name, node.name)
+    if not node.stores_bitmaps:
+        raise OptionError(refusal + "Cannot store dirty bitmaps in qcow2 v2 files")
+    if node.read_only:
+        raise OptionError(refusal + "the image is read-only")
+    if len(name.encode("utf-8", "replace")) > MAX_NAME:
+        raise OptionError(refusal + "Name length exceeds maximum (%d characters)" % MAX_NAME)
+    return stored
 
 
 def _drop(live: Live, node: Node, bitmap: Bitmap) -> None:

@@ -47,6 +47,12 @@ class Events:
                 listener(event)
 
 
+class NotFound(Error):
+    """There is no device of that name. QMP tells this error apart."""
+
+    kind = "DeviceNotFound"
+
+
 class NotActive(Error):
     """There is no block job of that name. QMP tells this error apart."""
 

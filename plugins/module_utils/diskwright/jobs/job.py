@@ -367,14 +367,19 @@ class Jobs:
     def add(self, job: Job) -> None:
         """Take a new job. Raises OptionError, Error for an id that it cannot have."""
         with self.lock:
-            if job.id[:1] not in _LETTERS or not job.id or job.id.strip(_LETTERS + "0123456789-._"):
-                raise OptionError("Invalid job ID '%s'" % job.id)
-            if len(self._all) >= MAX_JOBS:
-                raise Error("There are %d jobs already" % MAX_JOBS)
-            if job.id in self._all:
-                raise Error("Job ID '%s' already in use" % job.id)
+            self.check_id(job.id)
             self._all[job.id] = job
             job.set_status(CREATED)
+
+    def check_id(self, id: str) -> None:
+        """Raise OptionError, Error for an id that no new job can have."""
+        with self.lock:
+            if id[:1] not in _LETTERS or not id or id.strip(_LETTERS + "0123456789-._"):
+                raise OptionError("Invalid job ID '%s'" % id)
+            if len(self._all) >= MAX_JOBS:
+                raise Error("There are %d jobs already" % MAX_JOBS)
+            if id in self._all:
+                raise Error("Job ID '%s' already in use" % id)
 
     def forget(self, job: Job) -> None:
         """The job is no more. Under the lock."""

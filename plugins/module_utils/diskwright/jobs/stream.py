@@ -132,7 +132,8 @@ def _base(live: Live, options: StreamOptions, node: Node) -> Optional[Node]:
         return None
     base = live.node(name).unfiltered()
     if base not in list(chain.layers(node))[1:]:
-        raise Error("Node '%s' is not a backing image of '%s'" % (name, options.device))
+        words = "Node '%s' is not a backing image of '%s'" if options.bottom is None else "Node '%s' is not in a chain starting from '%s'"
+        raise Error(words % (name, options.device))
     if options.bottom is not None:
         return base.backing.unfiltered() if base.backing is not None else None
     return base
