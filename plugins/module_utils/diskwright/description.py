@@ -11,6 +11,8 @@ Options, and what every node takes here. Texts ("k=v") and JSON become the same 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from . import drivers
 from .edges import use
 from .errors import Error, OptionError
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 4096  # of one description, those described inside others included
 MAX_INTEGER = (1 << 63) - 1
-MAX_NAMED = 10  # nodes of a cycle that its message names
+MAX_NAMED = 10  # nodes of a cycle that its message names; unknown keys that are looked at for what was meant
 
 
 class Group:
@@ -79,11 +81,13 @@ def _generic() -> Shape:
 GENERIC = _generic()
 
 
+@lru_cache(maxsize=None)
 def driver_names() -> list[str]:
     """The names of all drivers."""
     return sorted({*drivers.FORMATS, *drivers.PROTOCOLS, *drivers.FILTERS})
 
 
+@lru_cache(maxsize=None)
 def shape_of(cls: type[Node]) -> Shape:
     """What a node of this driver takes besides `driver` and the generic keys."""
     shape: Shape = {}
@@ -177,7 +181,7 @@ def read_shape(shape: Shape, rest: dict[str, Any], result: dict[str, Any], typed
         if spelling is not None:
             result[key] = read_value(entry, rest.pop(spelling), typed, path + spelling, depth)
         elif is_needed(entry):
-            wrong = [word for word in rest if isinstance(word, str) and word not in shape and nearest(word, shape) == nearest(key, shape)]
+            wrong = [word for word in list(rest)[:MAX_NAMED] if isinstance(word, str) and word not in shape and nearest(word, shape) == nearest(key, shape)]
             hint = "Did you mean '%s' where it says '%s'?" % (name, path + wrong[0]) if wrong else None
             raise OptionError("Parameter '%s' is missing" % name, hint=hint)
     if rest:
