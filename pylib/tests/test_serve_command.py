@@ -19,14 +19,22 @@ from serving import PATIENCE, Client, command, run, wait_for
 SERVE = (sys.executable, "-m", "diskwright", "serve")
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A qcow2 image of 1 MiB with an internal snapshot of other content."""
-    path = tmp_path / "disk.qcow2"
+    path = tmp_path_factory.mktemp("made") / "disk.qcow2"
     run("qemu-img", "create", "-q", "-f", "qcow2", str(path), "1M")
     run("qemu-io", "-c", "write -P 1 0 1M", str(path))
     run("qemu-img", "snapshot", "-c", "old", str(path))
     run("qemu-io", "-c", "write -P 2 0 512k", str(path))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def image(tmp_path: Path, made: bytes) -> Path:
+    """The same, in the test's own directory."""
+    path = tmp_path / "disk.qcow2"
+    path.write_bytes(made)
     return path
 
 

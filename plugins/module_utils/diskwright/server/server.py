@@ -22,6 +22,7 @@ from .stream import Stream
 MAX_CONNECTIONS = 100
 MAX_THREADS = 128  # besides one for each client
 HANDSHAKE_SECONDS = 10
+SEND_BUFFER = 1 << 19  # bytes: two of the usual requests
 DRAIN_SECONDS = 10  # that clients may take, when the server stops, to receive what they asked for
 
 
@@ -185,6 +186,8 @@ class NbdServer:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            elif sock.family == socket.AF_UNIX:  # which does not find out by itself, as TCP does
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         except OSError:
             sock.close()
             return True
