@@ -15,10 +15,11 @@ import pytest
 import diskwright
 from diskwright.errors import Error, Unsupported
 from diskwright.graph import Graph
-from diskwright.hooks import OpenFlags
+from diskwright.hooks import CONSISTENT_READ, WRITE, OpenFlags
 from diskwright.moment import Moment
 from diskwright.node import Node
 from diskwright.objects import add_object
+from diskwright.root import Root
 from side_by_side import same, setup
 
 K = 1024
@@ -151,6 +152,29 @@ def test_only_what_is_dirty(place: Path) -> None:
     for options in ({"node": "image", "name": "c"}, {"node": "other", "name": "b"}, {"node": "image"}):
         with pytest.raises(Error, match="Dirty bitmap 'c' not found|Node 'other' not found|Parameter 'bitmap.name' is missing"):
             open_pair({"bitmap": options}, source)
+
+
+def test_nobody_writes_past_the_filter(place: Path) -> None:
+    graph = Graph()
+    for spec in (
+        {"node-name": "disk", **file("disk")},
+        {"node-name": "target", **file("target", "qcow2")},
+        {"node-name": "live", "driver": "copy-before-write", "file": "disk", "target": "target"},
+        {"node-name": "moment", "driver": "snapshot-access", "file": "live"},
+    ):
+        graph.add(spec)
+    try:
+        other = Root(graph, "disk", WRITE)  # nobody uses the moment yet
+        other.close()
+        reader, writer = Root(graph, "moment", CONSISTENT_READ), Root(graph, "live", WRITE)
+        with pytest.raises(Error, match="permissions 'write' are both required by .* and unshared by node 'live' .uses node 'disk' as 'file' child."):
+            Root(graph, "disk", WRITE)
+        writer.pwrite(0, b"x")
+        assert reader.pread(0, 512) == CONTENT[:512]
+        for user in (reader, writer):
+            user.close()
+    finally:
+        graph.close()
 
 
 def test_a_target_that_fails(place: Path) -> None:

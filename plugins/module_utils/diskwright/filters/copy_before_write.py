@@ -12,7 +12,7 @@ import errno
 from ..errors import Error, OptionError
 from ..filter import Filter
 from ..moment import Moment
-from ..node import Alloc, Node
+from ..node import CONSISTENT_READ, RESIZE, WRITE, Alloc, Node
 from ..options import Options, Size, opt
 
 TYPE_CHECKING = False
@@ -72,6 +72,12 @@ class CopyBeforeWrite(Filter):
     def attach(self, role: str, child: Node) -> None:
         super().attach(role, child)
         self.moment.source, self.moment.target = self.file, self.children["target"]
+
+    @classmethod
+    def child_flags(cls, role: str, flags: OpenFlags) -> OpenFlags:
+        """While it is in use, nobody else may write the node: what is not written through the filter would not be kept."""
+        perm, shared = flags.permissions()
+        return flags.but(perm=perm | CONSISTENT_READ, shared=shared & ~(WRITE | RESIZE)) if role == "file" and perm else flags
 
     def _bitmap(self, node_name: Optional[str], name: Optional[str]) -> Optional[Bitmap]:
         if node_name is None and name is None:
