@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ..copy.window import copy_ranges
-from ..errors import Error, OptionError, Unsupported
+from ..errors import Error, OptionError, ReadOnly, Unsupported
 from ..filters.copy_before_write import CopyBeforeWrite, CopyBeforeWriteOptions
 from ..filters.snapshot_access import SnapshotAccess, SnapshotAccessOptions
 from ..moment import Moment
@@ -273,6 +273,8 @@ def prepare_backup(live: Live, options: BackupOptions) -> BackupJob:
         raise Unsupported("Compression is not supported for this drive ")
     if source.size != target.size:
         raise Error("Source and target image have different sizes")
+    if target.read_only:
+        raise ReadOnly("Could not create node: Block node is read-only", filename=target.filename)
     job = BackupJob(live, options, source, target, found)
     begin(live, job, job.begin)
     return job
