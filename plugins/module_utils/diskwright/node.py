@@ -459,8 +459,9 @@ class Node(Hooks):
 
     # -- the whole node ------------------------------------------------------------------------------------------
 
-    def truncate(self, size: int, preallocation: str = "off") -> None:
-        """Change the virtual size to `size` bytes; `preallocation` says how a growing part is allocated.
+    def truncate(self, size: int, preallocation: str = "off", exact: bool = True) -> None:
+        """Change the virtual size to `size` bytes; `preallocation` says how a growing part is allocated. Unless `exact`, storage
+        whose size is fixed may be larger.
 
         Raises ReadOnly, Unsupported where the format cannot, OptionError for a preallocation mode it does not know.
         """
@@ -468,7 +469,8 @@ class Node(Hooks):
             raise ReadOnly("Image is read-only", filename=self.filename, errno=errno.EACCES)
         if not 0 <= size <= MAX_SIZE:
             raise Error("Required too big image size, it must be not greater than %d" % MAX_SIZE, filename=self.filename, errno=errno.EFBIG)
-        self._truncate(size, preallocation)
+        if exact or size > self.size or not self.unfiltered().fixed:
+            self._truncate(size, preallocation)
 
     def flush(self) -> None:
         """Bring all written data and metadata to stable storage (but for cache.no-flush)."""
