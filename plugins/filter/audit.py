@@ -13,18 +13,21 @@ if TYPE_CHECKING:
 
     Record = Mapping[str, Any]
 
+MISSING = "No such file or directory"
+UNCHECKED = "does not support checks"
 UNTOLD = "the format of its backing file is not recorded, so that whoever writes that decides it"
 
 
-def audit(images: Any, checks: Any = ()) -> dict[str, Any]:
+def audit(images: Any, checks: Any = (), again: Any = ()) -> dict[str, Any]:
     """The images with what is wrong with each, the chains that they form, and sums.
 
-    `images` are entries of qemu_img_info with `chain` and `measure`, or mappings with `path` and `error`; `checks` are
-    results of image_check, or mappings with `path` and `error`.
+    `images` are entries of qemu_img_info with `inspect`, `chain` and `measure`; `checks` are the `images` of image_check with
+    on_error=record; `again` are entries with what is known besides of images that something speaks against.
     """
     try:
         counts = {check["path"]: check for check in checks}
-        rows = [_row(record, counts.get(record["path"])) for record in images]
+        more = {record["path"]: record for record in again}
+        rows = [_row({**record, **more.get(record["path"], {})}, counts.get(record["path"])) for record in images]
     except (KeyError, TypeError) as exc:
         raise AnsibleFilterError("diskwright.images.audit takes entries of qemu_img_info and of image_check: %r" % exc) from exc
     known = {row["path"]: row for row in rows}
@@ -49,12 +52,15 @@ def audit(images: Any, checks: Any = ()) -> dict[str, Any]:
 
 def _row(record: Record, check: Optional[Record]) -> dict[str, Any]:
     """One image."""
+    from os.path import normpath
+
     chain = record.get("chain") or []
-    error = str(record.get("error") or "")
-    backing = record.get("full_backing_filename")
-    counts = (check or {}).get("check") or {}
+    verdict = record.get("inspect") or {}
+    reasons = [str(reason) for reason in verdict.get("reasons") or ()]
+    backing = record.get("full_backing_filename") or _named(record["path"], verdict)
+    counts = check or {}
     leaked = (counts.get("leaks") or 0) * (record.get("cluster_size") or 0)
-    problems = [error] if error else []
+    problems = list(reasons)
     if record.get("dirty_flag"):
         problems.append("it was not closed cleanly")
     if counts.get("corruptions") or counts.get("check_errors"):
@@ -63,23 +69,33 @@ def _row(record: Record, check: Optional[Record]) -> dict[str, Any]:
         problems.append("%d leaked clusters" % counts["leaks"])
     if record.get("backing_filename") and not record.get("backing_filename_format"):
         problems.append(UNTOLD)
-    if check is not None and check.get("error"):
-        problems.append("it could not be checked: %s" % check["error"])
+    if counts.get("error") and UNCHECKED not in counts["error"] and not reasons:
+        problems.append("it could not be checked: %s" % counts["error"])
     return {
         "path": record["path"],
         "format": record.get("format"),
         "virtual_size": record.get("virtual_size"),
         "actual_size": record.get("actual_size"),
-        "backing": backing,
+        "backing": normpath(backing) if backing else None,
         "depth": max(0, len(chain) - 1),
         "snapshots": len(record.get("snapshots") or ()),
         "encrypted": bool(record.get("encrypted")),
         "holder": record.get("holder") or None,
-        "orphan": bool(record.get("orphan")),
+        "orphan": bool(backing) and any(MISSING in reason for reason in reasons),
         "leaked": leaked,
         "waste": leaked + _slack(record, backing, leaked),
         "problems": problems,
     }
+
+
+def _named(path: str, verdict: Record) -> Optional[str]:
+    """The backing file that an image names which could not be described."""
+    from os.path import dirname, join
+
+    for reference in verdict.get("references") or ():
+        if reference.get("role") == "backing" and reference.get("image") == path:
+            return join(dirname(path), str(reference.get("name")))
+    return None
 
 
 def _slack(record: Record, backing: Optional[str], leaked: int) -> int:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 MAX_GRAPH = 1 << 20  # bytes of a graph file that is there
 LAUNCH = "import sys; sys.path.insert(0, %r); from diskwright.cli import main; raise SystemExit(main(['diskwright', *sys.argv[1:]]))"
-DISK = {"state": "present", "format": "qcow2", "preallocation": "off", "rebase": "never"}  # what disk_image takes where nothing is said
+# what disk_image takes where nothing is said
+DISK = {"state": "present", "format": "qcow2", "preallocation": "off", "rebase": "never", "backing_file": None, "backing_format": None}
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, Any]:

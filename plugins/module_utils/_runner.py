@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Task = Callable[[AnsibleModule], Mapping[str, Any]]
 
 
+EXPECTED = (Error, OSError, Refusal)  # what a task may raise, and a result says
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WAITING: dict[str, Any] = {"wait_for_unlock": {"type": "float", "default": 0}}  # what the documentation fragment `waiting` describes
 REPORTING: dict[str, Any] = {"progress_file": {"type": "path"}}  # and `reporting`
@@ -50,7 +51,7 @@ def run(task: Task, **declaration: Any) -> None:
         backend = kernels.backend()
         _progress.start(module.params.get("progress_file"))
         result = _until_unlocked(module, task)
-    except (Error, OSError, Refusal) as exc:
+    except EXPECTED as exc:
         _end_report(True)
         module.fail_json(**failure(exc), **({"changed": True, "plan": _taken} if _taken else {}))
     except Stopped as exc:

@@ -43,6 +43,13 @@ options:
     type: str
     choices: [nothing, leaks, everything]
     default: leaks
+  on_error:
+    description:
+      - V(fail) stops at the first image that cannot be checked. V(record) goes on, and says why in RV(images[].error).
+      - Images of a format without a check, and those that somebody else writes, cannot be checked.
+    type: str
+    choices: [fail, record]
+    default: fail
   force_share:
     description: Whether to check an image that another process writes. Findings may then mean nothing. Excludes repair.
     type: bool
@@ -122,7 +129,7 @@ check:
       type: int
       sample: 20011
 images:
-  description: The same for each image, with its path, in the order in which they were given.
+  description: The same for each image, with its path, in the order in which they were given; with O(on_error=record) C(error) in place of it where one could not be checked.
   returned: always, unless an image could not be checked
   type: list
   elements: dict
@@ -149,7 +156,7 @@ diskwright:
 from ..module_utils import _policy  # noqa: E402
 from ..module_utils._plan import Refusal  # noqa: E402
 from ..module_utils._repair import judge, observe, plan  # noqa: E402
-from ..module_utils._runner import WAITING, carry_out, reached, run  # noqa: E402
+from ..module_utils._runner import EXPECTED, WAITING, carry_out, failure, reached, run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,6 +170,7 @@ ARGUMENTS = {
     "format": {"type": "str"},
     "repair": {"type": "str", "choices": ["none", "leaks", "all"], "default": "none"},
     "tolerate": {"type": "str", "choices": ["nothing", "leaks", "everything"], "default": "leaks"},
+    "on_error": {"type": "str", "choices": ["fail", "record"], "default": "fail"},
     "force_share": {"type": "bool", "default": False},
 }
 
@@ -175,9 +183,16 @@ def task(module):
     if want["force_share"] and want["repair"] != "none":
         raise Refusal("force_share excludes repair: nobody else may write to an image while it is repaired")
     result = {"changed": False, "plan": [], "images": []}
+    found = {}
     for path in paths:
         own = {**want, "path": path}
-        have = observe(path, want["format"], want["force_share"])
+        try:
+            have = observe(path, want["format"], want["force_share"])
+        except EXPECTED as exc:
+            if want["on_error"] == "fail":
+                raise
+            result["images"].append({"path": path, "error": failure(exc)["msg"]})
+            continue
         steps = plan(own, have)
         done = carry_out(module, path, have, steps)
         found = reached(module, have, steps, lambda path=path: observe(path, want["format"], False))
@@ -186,9 +201,9 @@ def task(module):
         result["images"].append({"path": path, **found})
         if "diff" in done:
             result.setdefault("diff", []).append(done["diff"])
-    if len(paths) == 1:
+    if len(paths) == 1 and found:
         result.update(check=found, **({"diff": done["diff"]} if "diff" in done else {}))
-    judge(result["images"], want["tolerate"])
+    judge([image for image in result["images"] if "error" not in image], want["tolerate"])
     return result
 
 

@@ -30,20 +30,21 @@ def test_chains_are_trees_and_no_image_is_in_two():
 
 def test_problems_are_said_and_counted():
     rows = [
-        {"path": "/gone", "error": "it cannot be opened", "orphan": True},
+        {"path": "/gone", "inspect": {"safe": False, "reasons": ["b: No such file or directory"], "references": [{"image": "/gone", "role": "backing", "name": "b"}]}},
         record("/leaky", measure={"required": 10}),
         record("/dirty", dirty_flag=True),
         record("/untold", "/b", backing_filename_format=None),
         record("/used", holder="qemu-system-x86_64 (pid 7)"),
     ]
     checks = [
-        {"path": "/leaky", "check": {"leaks": 2, "corruptions": 0, "check_errors": 0}},
-        {"path": "/dirty", "check": {"leaks": 0, "corruptions": 3, "check_errors": 1}},
+        {"path": "/leaky", "leaks": 2, "corruptions": 0, "check_errors": 0},
+        {"path": "/dirty", "leaks": 0, "corruptions": 3, "check_errors": 1},
         {"path": "/used", "error": "locked"},
+        {"path": "/untold", "error": "/untold: This image format does not support checks"},
     ]
     found = audit(rows, checks)
     said = {row["path"]: row["problems"] for row in found["images"]}
-    assert said["/gone"] == ["it cannot be opened"]
+    assert said["/gone"] == ["b: No such file or directory"]
     assert said["/leaky"] == ["2 leaked clusters"]
     assert said["/dirty"] == ["it was not closed cleanly", "it is damaged: 3 corruptions, 1 check errors"]
     assert len(said["/untold"]) == 1 and "not recorded" in said["/untold"][0]
@@ -70,7 +71,7 @@ def test_images_in_a_loop_do_not_hang():
 
 
 def test_a_base_that_is_elsewhere_is_drawn():
-    found = audit([record("/x", "/missing", orphan=True, error="no backing file")])
+    found = audit([record("/x", "/missing", inspect={"reasons": ["No such file or directory"]})])
     assert "missing (missing)" in chain_picture(found["chains"][0])
 
 
