@@ -101,6 +101,10 @@ def test_ways_to_look_at_an_image(tmp_path: Path, image: Path) -> None:
     assert image.read_bytes() == before
     assert first_bytes("--cache=none", "--discard=ignore", "--detect-zeroes=on", "-o", "512k") == b"\1" * 4
     assert first_bytes("-r", "-o", "512k") == b"gone"
+    with command("-k", str(path), "--detect-zeroes=unmap", "disk.qcow2", place=tmp_path):
+        with Client(str(path)).go() as client:
+            client.write(0, bytes(1 << 20))
+    assert json.loads(run("qemu-img", "map", "--output=json", str(image)))[0]["zero"]
 
 
 def test_in_the_background(tmp_path: Path, image: Path) -> None:

@@ -301,9 +301,9 @@ def _open(graph: Graph, given: spec.Given, ui: UI) -> Node:
         if "load_snapshot" in given:
             _load_snapshot(node, given["load_snapshot"])
         if "snapshot" in given:
-            from ..temporary import PLACE, overlay
+            from ..temporary import overlay
 
-            node = overlay(node, directory=getattr(ui, "scratch", PLACE))
+            node = overlay(node, directory=ui.scratch)
         if given.get("offset"):
             if given["offset"] >= node.size:
                 raise OptionError("Offset (%d) has to be smaller than the image size (%d)" % (given["offset"], node.size))
