@@ -83,6 +83,8 @@ check {http}/a.qcow2
 measure -O qcow2 {http}/a.qcow2
 resize -f raw {http}/r.raw 4M
 commit {http}/a.qcow2
+info --image-opts driver=raw,read-only=off,file.driver=http,file.url={http}/r.raw
+info --image-opts driver=http,read-only=off,auto-read-only=on,url={http}/r.raw
 create -f qcow2 {http}/new.qcow2 1M
 create -f raw {http}/new.raw 1M
 info --image-opts driver=http,url={http}/r.raw,readahead=100

@@ -22,6 +22,7 @@ from .names import (
     OpenPolicy,
     as_protocol,
     beside_name,
+    bottom,
     describe,
     file_driver,
     identity,
@@ -96,6 +97,7 @@ class Graph:
         self.lock = RLock()  # held while nodes are added, removed or given to other users
         self._numbers = count()
         self._taken: set[str] = set()  # names of nodes that are being opened
+        self._stored = 0  # descriptions by names in images (json:) that are being opened, one in another
 
     def open(
         self,
@@ -163,7 +165,7 @@ class Graph:
             for edge in edges:
                 edge.user = node
             if node.unwritable and _insists_on_writing(spec):
-                raise ReadOnly("Image is read-only")
+                raise ReadOnly(bottom(node).refusal)
             self._open_references(node, spec, above)
         except BaseException:
             self._taken.discard(name)
@@ -300,8 +302,9 @@ class Graph:
     def _reserve(self, name: Optional[str]) -> str:
         """The name of a new node, which nobody else can take from now on; None makes one up. Raises OptionError."""
         if name is None:
-            return "#block%03d" % next(self._numbers)
-        check_node_name(name)
+            name = "#block%03d" % next(self._numbers)
+        else:
+            check_node_name(name)
         if name in self.named or name in self._taken:
             raise OptionError("Duplicate nodes with node-name='%s'" % name)
         self._taken.add(name)
@@ -382,6 +385,8 @@ class Graph:
     def _child(self, user: Any, role: str, spec: Any, flags: OpenFlags, chain: tuple[Any, ...] = ()) -> Edge:
         """Open what `spec` describes, or find the node that it names, as the child `role` of `user`, which is about to be opened."""
         if isinstance(spec, str):
+            if self._stored:
+                raise Denied("A name that an image stores refers to the node '%s', which is for users alone to do" % spec)
             if spec in self.named or spec not in self.declared:
                 from .edges import use
 
@@ -402,7 +407,7 @@ class Graph:
 
     def find(self, name: str) -> Node:
         """The open node of this name. Raises OptionError."""
-        if name not in self.named:
+        if name not in self.named or name in self._taken:  # one that is being opened is not there yet: it would be its own child
             raise OptionError("Cannot find device='%s' nor node-name='%s'" % (name, name))
         return self.named[name]
 
@@ -473,7 +478,12 @@ class Graph:
                 raise Error("The backing chain is deeper than %d images" % self.policy.max_chain, filename=node.filename)
             if not reference.protocol and identity_of_spec(spec) in chain and identity_of_spec(spec) is not None:
                 raise Error("Backing file '%s' creates an infinite loop." % resolved, filename=node.filename)
-            return self.open_spec(spec, type(node).child_flags(reference.role, node.flags), chain)
+            stored = int(reference.name.startswith("json:"))
+            self._stored += stored
+            try:
+                return self.open_spec(spec, type(node).child_flags(reference.role, node.flags), chain)
+            finally:
+                self._stored -= stored
         except Denied:
             raise
         except Error as exc:

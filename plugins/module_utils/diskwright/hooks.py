@@ -237,6 +237,7 @@ class Hooks:
     growable: bool = False  # a write beyond the end makes the node larger
     fixed: bool = False  # storage of a size that is given; a format that needs less of it leaves the rest alone
     unwritable: bool = False  # its driver opens no image for writing
+    refusal: str = "Image is read-only"  # what QEMU says then
     opaque: bool = False  # block_status says that all of it is data that only this node gives, since QEMU's driver tells no more
 
     keeps_children: bool = False  # it holds on to them in its own way: while it is open none but the backing node can be replaced

@@ -51,12 +51,13 @@ class _Url(Protocol):
     options_class = UrlOptions
     strong_options = ("url", "sslverify", "username", "password-secret", "proxy-username", "proxy-password-secret", "cookie", "cookie-secret")
     unwritable = True
+    refusal = "curl driver does not support writes"
     dirty = None
 
     def __init__(self, options: UrlOptions, flags: OpenFlags) -> None:
         super().__init__(options, flags)
         if flags.writable:
-            raise ReadOnly("curl driver does not support writes", errno=errno.EACCES)
+            raise ReadOnly(self.refusal, errno=errno.EACCES)
         url = self._checked(options)
         self.url = url
         from .readahead import Readahead
