@@ -746,6 +746,17 @@ def test_clients_that_talk_nonsense_or_are_too_many_are_sent_away(monitor: Monit
     raise AssertionError("no room for a new client")
 
 
+def test_a_command_that_takes_its_time_does_not_keep_a_monitor_from_stopping(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diskwright.qmp.monitor.SECONDS", 0.1)
+    client = Client(Path(monitor.addresses[0]["path"]))
+    client.command("qmp_capabilities")
+    with monitor.live.lock:
+        client.socket.sendall(b'{"execute": "query-jobs"}')
+        monitor.stop()
+    assert client.message() == {} and not Path(monitor.addresses[0]["path"]).exists()
+    client.close()
+
+
 def test_what_there_is_can_be_asked_for(monitor: Monitor) -> None:
     with Monitorable(Path(monitor.addresses[0]["path"])) as client:
         names = {entry["name"] for entry in client.command("query-commands")["return"]}

@@ -112,8 +112,9 @@ class Session:
         """Wait for the end, but not for ever."""
         self._writer.join(SECONDS)
         if self._writer.is_alive():
+            self.outbox.close()  # a command may be at it still
             self._shut(socket.SHUT_RDWR)
-        self._writer.join()
+            self._writer.join(2 * SECONDS)
 
     def _read(self) -> None:
         decoder = Decoder()
@@ -182,7 +183,7 @@ class Session:
         self.outbox.close()
         self._shut(socket.SHUT_RDWR)
         if self._reader.ident is not None:
-            self._reader.join()
+            self._reader.join(SECONDS)
         self.connection.close()
         self.monitor.forget(self)
 
