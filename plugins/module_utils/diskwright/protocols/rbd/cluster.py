@@ -19,8 +19,8 @@ PATIENCE = 60  # seconds that the cluster may take, where its configuration does
 def bindings() -> tuple[Any, Any]:
     """The modules rados and rbd. Raises Unsupported where they are not there."""
     try:
-        import rados  # type: ignore[import-not-found]
-        import rbd  # type: ignore[import-not-found]
+        import rados
+        import rbd
     except ImportError as exc:
         text = "The 'rbd' block driver needs the Python modules rados and rbd: install python3-rados and python3-rbd (%s)" % exc
         raise Unsupported(text) from exc
