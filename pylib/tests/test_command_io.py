@@ -408,6 +408,13 @@ def test_the_place_of_temporary_files(gallery: Path) -> None:
     assert "Could not open temporary file '/nowhere/vl.X': No such file or directory" in texts[0][2]
 
 
+def test_version_and_trace(gallery: Path) -> None:
+    assert our_io(["-V"], gallery).out.startswith("qemu-io version 10.0.2 (diskwright ")
+    assert run_program(gallery, [*OURS, "--version"])[1].startswith("qemu-io version 10.0.2 (diskwright ")
+    found = our_io(["-r", "-T", "bdrv_co_preadv_part", "-c", "read 0 4k", "img"], gallery)
+    assert found.code == 0 and "bdrv_co_preadv_part" in found.err
+
+
 def test_help(gallery: Path) -> None:
     listed = our_io(["-c", "help"], gallery).out
     for line in their_io(["-c", "help"], gallery).out.splitlines():

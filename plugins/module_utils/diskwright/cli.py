@@ -65,6 +65,7 @@ def run(args: Sequence[str], ui: UI) -> int:
     """Run the arguments after the program's name; everything that goes wrong becomes a message and an exit code."""
     command: Optional[str] = None
     failure = 1
+    ui.take_global = lambda key, value: take_global(key, value, ui)
     try:
         command, rest = _read_global(args, ui)
         module = load(command)
@@ -167,20 +168,7 @@ def _read_global(args: Sequence[str], ui: UI) -> tuple[str, Sequence[str]]:
         if option is None:
             parser.index -= 1
             break
-        if option.key == "trace":
-            if ui.tracer is None:
-                from .trace import Tracer
-
-                ui.tracer = Tracer(ui)
-            text = ui.tracer.option(value or "")
-            if text:
-                raise Answer(text)
-        elif option.key == "help":
-            from .commands.help import global_help
-
-            raise Answer(version(ui.name) + global_help(ui))
-        elif option.key == "version":
-            raise Answer(version(ui.name))
+        take_global(option.key, value, ui)
     if parser.index == len(args):
         raise UsageError("Not enough arguments")
     if ui.tracer is not None:
@@ -191,12 +179,30 @@ def _read_global(args: Sequence[str], ui: UI) -> tuple[str, Sequence[str]]:
     return command, args[parser.index + 1 :]
 
 
+def take_global(key: str, value: Optional[str], ui: UI) -> None:
+    """One of the options before the command word. Raises Answer."""
+    if key == "trace":
+        if ui.tracer is None:
+            from .trace import Tracer
+
+            ui.tracer = Tracer(ui)
+        text = ui.tracer.option(value or "")
+        if text:
+            raise Answer(text)
+    elif key == "help":
+        from .commands.help import global_help
+
+        raise Answer(version(ui.name) + global_help(ui))
+    else:
+        raise Answer(version(ui.name))
+
+
 def version(name: str) -> str:
     """What --version prints. Under the name of qemu-img the first line is one that readers of its version understand."""
     from . import __version__
     from .kernels import backend
 
-    if name.startswith("qemu-img"):
+    if name.startswith(("qemu-img", "qemu-io")):
         return "%s version %s (diskwright %s, kernels: %s)\n" % (name, COMPATIBLE, __version__, backend())
     return "diskwright %s\nkernels: %s\ncompatible with qemu-img %s\n" % (__version__, backend(), COMPATIBLE)
 

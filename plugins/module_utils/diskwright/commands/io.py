@@ -44,6 +44,8 @@ COMMAND = Command(
         Option("-C --copy-on-read", FLAG, key="copy_on_read", help="write into the image what is read from its backing chain"),
         Option("-m --misalign", FLAG, key="misalign", help="accepted: any buffer will do"),
         spec.FORCE_SHARE,
+        Option("-T --trace", VALUE, "TRACE", key="trace", help="trace events, as before the command word"),
+        Option("-V --version", key="version", help="show the version"),
     ],
     [("FILENAME", "the image; without it, the command `open` opens one")],
 )
@@ -83,15 +85,20 @@ def _read(args: Sequence[str], ui: UI) -> tuple[Given, list[str]]:
     from ..getopt import Parser
 
     given = spec.Given()
+    traced = ui.tracer is not None  # by -T before the command word
     commands: list[str] = []
     for option, value in COMMAND.parse(Parser(COMMAND.options, args, ui.posixly_correct), ui):
         if option is None:
             given.operands.append(value or "")
+        elif option.key in ("trace", "version") and ui.take_global is not None:
+            ui.take_global(option.key, value)
         elif option.key == "cmd":
             commands.append(value or "")
         else:
             COMMAND.take(given, option, value)
             check(option.key, value)
+    if ui.tracer is not None and not traced:
+        ui.tracer.begin()
     if "nocache" in given:
         given.setdefault("cache", "none")
     if "native" in given:

@@ -32,6 +32,7 @@ class UI:
         self.out = out
         self.err = err
         self.posixly_correct = posixly_correct
+        self.take_global: Optional[Callable[[str, Optional[str]], None]] = None  # -T and -V, for commands that have them too
         self.quiet = False
         self.tracer: Optional[Tracer] = None  # what -T asks for
         self.environment: Mapping[str, str] = {}  # the process's, for those that are told by it what to do (systemd's sockets)
