@@ -287,14 +287,23 @@ def test_an_error_of_storage_reaches_the_client_and_nobody_else(tmp_path: Path, 
             assert other.read(0, 65536) == content[:65536]
 
 
-def test_a_file_that_became_shorter_reads_as_zeroes(tmp_path: Path, disk: Path) -> None:
+def test_a_node_that_became_smaller(tmp_path: Path, disk: Path) -> None:
     content = disk.read_bytes()
     with serving(tmp_path) as served:
         served.add(raw(disk))
         with served.connect().go() as client:
-            with disk.open("r+b") as stream:
+            with served.graph.drained():
+                served.graph.find("disk").truncate(2 * MIB)
+            assert client.do(nbd.CMD_READ, 2 * MIB - 512, 1024) == nbd.EINVAL
+            assert client.do(nbd.CMD_WRITE, 2 * MIB, 2 * MIB, payload=bytes(2 * MIB)) == nbd.ENOSPC
+            assert client.do(nbd.CMD_TRIM, 2 * MIB, MIB) == nbd.EINVAL
+            assert client.read(2 * MIB - 512, 512) == bytes(512) and client.read(0, 512) == content[:512]
+        with served.connect().go() as client:
+            assert client.export is not None and client.export.size == 2 * MIB
+            with disk.open("r+b") as stream:  # nobody told us
                 stream.truncate(MIB)
-            assert client.read(MIB - 65536, 3 * MIB) == content[MIB - 65536 : MIB] + bytes(3 * MIB - 65536)
+            assert client.do(nbd.CMD_READ, MIB - 512, 1024) == nbd.EINVAL
+            assert client.read(0, 512) == content[:512]
 
 
 def test_an_export_goes_while_others_stay(tmp_path: Path, disk: Path) -> None:

@@ -135,10 +135,15 @@ class Transmission:
             self._answer(self._codec.reply_error(request))
             return
         try:
+            if request.offset + request.length > self._root.size:  # it was larger when the client came
+                number = nbd.ENOSPC if request.command in (nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES) else nbd.EINVAL
+                raise Error("the export has only %d bytes now" % self._root.size, errno=number)
             self._do[request.command](request, buffer.view)
         except (Error, OSError, MemoryError) as exc:
             if isinstance(exc, ProtocolError):
                 raise
+            if self._codec.payload and request.payload:
+                self._codec.skip_payload()
             self._answer(self._codec.reply_error(request, number_of(exc), str(exc)))
 
     def flush(self) -> None:
