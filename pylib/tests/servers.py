@@ -43,9 +43,10 @@ def program(name: str) -> str:
 
 @contextmanager
 def running(command: Sequence[str], ports: Sequence[int], log: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    """`command`, from when all of `ports` accept connections until the block ends; what it says goes to the file `log`."""
+    """`command`, from when all of `ports` accept connections until the block, or the thread, ends; what it says goes to `log`."""
+    mortal = [program("setpriv"), "--no-new-privs", "--pdeathsig", "TERM", "--", *command]
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, **options)  # type: ignore[call-overload]
+        process = subprocess.Popen(mortal, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, **options)  # type: ignore[call-overload]
     try:
         for port in ports:
             _wait_for(port, process, log)
