@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -158,8 +160,11 @@ def gluster(place: Path) -> Iterator[str]:
         try:
             yield "gluster://%s/disks/" % HOST
         finally:
-            with suppress(AssertionError):
+            with suppress(AssertionError, subprocess.TimeoutExpired):
                 run("volume", "stop", "disks", "force")
+            for path in (place / "run").glob("vols/disks/*.pid"):  # of a brick that was not told to stop
+                with suppress(OSError, ValueError):
+                    os.kill(int(path.read_text()), signal.SIGTERM)
 
 
 __all__ = ["Ceph", "ceph", "gluster"]
