@@ -357,10 +357,38 @@ def test_the_graph_changes_while_a_client_does_not_take_its_data(tmp_path: Path,
         with served.connect().go() as client:
             for _number in range(8):
                 client.send(nbd.CMD_READ, 0, 4 * MIB)
-            wait_for(lambda: served.exports["x-default"].clients == 1, "no client")
+            with served.connect().go() as other:  # whose socket is full between two answers
+                for _number in range(64):
+                    other.send(nbd.CMD_READ, 0, 65536)
+                wait_for(lambda: served.exports["x-default"].clients == 2, "no clients")
+                with served.graph.drained():
+                    pass
             top = served.graph.adopt(Filter(FailingOptions(file=served.graph.find("disk")), OpenFlags(writable=True)), "top")
             with served.graph.drained():
                 served.graph.replace(served.graph.find("disk"), top)
             assert served.exports["x-default"].root.node is top
             for _number in range(8):
                 assert client.finish(0, 4 * MIB)[1] == content
+
+
+def test_a_client_that_takes_little_at_a_time_holds_up_no_change(tmp_path: Path, disk: Path) -> None:
+    content = disk.read_bytes()
+    with serving(tmp_path) as served:
+        served.add(raw(disk))
+        with served.connect().go() as client:
+            client.send(nbd.CMD_READ, 0, 4 * MIB)
+            over = threading.Event()
+
+            def sip() -> None:
+                while not over.wait(0.05):
+                    client.codec.receive(client.socket.recv(16384))
+
+            sipping = threading.Thread(target=sip)
+            sipping.start()
+            for _round in range(3):
+                with served.graph.drained():
+                    pass
+            assert not over.is_set()
+            over.set()
+            sipping.join()
+            assert client.finish(0, 4 * MIB)[1] == content

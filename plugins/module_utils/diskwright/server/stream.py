@@ -106,16 +106,14 @@ class Stream:
         except (OSError, ValueError) as exc:
             raise gone(exc) from None
 
-    def send_first(self, head: Buffer) -> None:
-        """Send `head`; more follows at once."""
+    def send_first(self, head: Buffer) -> int:
+        """Send `head`, which more follows at once: how many bytes of it were sent, 0 while the client takes nothing."""
         try:
-            sent = self.sock.send(head, socket.MSG_MORE)
+            return self.sock.send(head, socket.MSG_MORE)
         except BlockingIOError:
-            sent = 0
+            return 0
         except (OSError, ValueError) as exc:
             raise gone(exc) from None
-        if sent < len(head):
-            self.send(memoryview(head)[sent:])
 
     def send_file(self, fd: int, offset: int, length: int) -> Optional[int]:
         """Send bytes of a file: how many were sent, 0 at its end, None while the client takes nothing. OSError is the file's."""
@@ -182,9 +180,6 @@ class TlsStream(Stream):
             return method(*args)
         except (OSError, ValueError) as exc:
             raise gone(exc) from None
-
-    def send_first(self, head: Buffer) -> None:
-        self.send(head)
 
     def shut(self) -> None:
         self._below.shut()

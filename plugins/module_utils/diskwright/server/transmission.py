@@ -18,7 +18,7 @@ from ..extent import ZERO
 from ..filter import Filter
 from ..node import Node, fill_zeroes
 from ..protocols.nbd import codec as nbd
-from .stream import Disconnected
+from .stream import STALL, Disconnected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ MAX_BUFFER = 1 << 20  # bytes of a client's data that one thread holds
 FIRST_BUFFER = 1 << 16
 PIECE = 256 << 20  # bytes that are zeroed, discarded or cached in one go
 SEND_FILE = 1 << 15  # bytes; less is read and sent with what is beside it
+AT_ONCE = 1 << 18  # bytes that are sent from a file in one go
 HOLE = 4096  # bytes; smaller ones are sent as zeroes
 MAX_STATUS_EXTENTS = 4096  # of one context in one reply
 SLOW = 0.001  # seconds for a request of the storage: from there on several are done at a time
@@ -74,12 +75,13 @@ class Buffer:
 
 
 class Chunk:
-    """What is still to be sent of a chunk: `head` if nothing is sent yet, and `length` bytes at `offset`."""
+    """What is still to be sent of a chunk, of which something was sent if it is `begun`: `head`, and `length` bytes at `offset`."""
 
-    __slots__ = ("head", "offset", "length")
+    __slots__ = ("head", "offset", "length", "begun")
 
     def __init__(self, head: bytes, offset: int, length: int) -> None:
         self.head = head
+        self.begun = False
         self.offset = offset
         self.length = length
 
@@ -230,16 +232,16 @@ class Transmission:
             while chunk.length:
                 if ready:
                     self._stream.send(chunk.head, buffer[:ready])
-                    chunk.head = b""
+                    chunk.head, chunk.begun = b"", True
                     chunk.sent(ready)
                     ready = 0
                     continue
                 try:
                     ready = self._push(chunk, buffer, direct)
                 except (Error, OSError) as exc:
-                    if chunk.head:
+                    if not chunk.begun:
                         raise
-                    self._give_up(request, chunk.length, exc)
+                    self._give_up(request, chunk, exc)
                     return
             if open_end:
                 self._stream.send(self._codec.reply_done(request))
@@ -247,28 +249,34 @@ class Transmission:
     def _push(self, chunk: Chunk, buffer: memoryview, direct: bool) -> int:
         """Send what can be sent from files, up to something that cannot: that is read, and so many bytes are in the buffer then."""
         with self._root.request() as node:
+            until = perf_counter() + STALL
             extents = node.resolve(chunk.offset, chunk.length)
             for index, (_start, count, _status, host, host_offset) in enumerate(extents):
                 fd = descriptor(host, count) if direct else -1
                 if fd < 0:
                     return _read_extents(extents[index:], buffer, direct)
                 if chunk.head:
-                    self._stream.send_first(chunk.head)
-                    chunk.head = b""
+                    sent = self._stream.send_first(chunk.head)
+                    chunk.begun |= sent > 0
+                    chunk.head = chunk.head[sent:]
+                    if chunk.head:
+                        break
                 done = 0
                 while done < count:
-                    moved = self._stream.send_file(fd, host_offset + done, count - done)
-                    if not moved:
+                    moved = self._stream.send_file(fd, host_offset + done, min(count - done, AT_ONCE))
+                    if moved is None:
                         break
                     done += moved
                     chunk.sent(moved)
+                    if not moved:  # the file ends here, the node does not
+                        rest = min(count - done, len(buffer))
+                        fill_zeroes(buffer[:rest])
+                        return rest
+                    if perf_counter() > until:  # a client that takes little at a time
+                        return 0
                 else:
                     continue
-                if moved is None:
-                    break
-                rest = min(count - done, len(buffer))  # the file ends here, the node does not
-                fill_zeroes(buffer[:rest])
-                return rest
+                break
             else:
                 return 0
         self._stream.wait()
@@ -279,15 +287,16 @@ class Transmission:
         with self._root.request() as node:
             return _read_extents(node.resolve(offset, length), buffer[:length], False)
 
-    def _give_up(self, request: Request, length: int, exc: Exception) -> None:
+    def _give_up(self, request: Request, chunk: Chunk, exc: Exception) -> None:
         """Storage fails in the middle of a chunk: the rest of it is zeroes, and an error chunk says that none of it is true."""
         if not self._codec.structured:
             raise Disconnected("reading failed in the middle of a reply: %s" % exc)
-        zeroes = bytes(min(length, FIRST_BUFFER))
-        while length:
-            count = min(length, len(zeroes))
-            self._stream.send(zeroes[:count])
-            length -= count
+        zeroes = bytes(min(chunk.length, FIRST_BUFFER))
+        while chunk.length:
+            count = min(chunk.length, len(zeroes))
+            self._stream.send(chunk.head, zeroes[:count])
+            chunk.head = b""
+            chunk.sent(count)
         self._stream.send(self._codec.reply_error(request, number_of(exc), str(exc)))
 
     # -- writing -------------------------------------------------------------------------------------------------
@@ -346,16 +355,17 @@ class Transmission:
     def _cache(self, request: Request, buffer: memoryview) -> None:
         """Have the host read ahead; what no file of the host holds is read, for whoever below keeps it."""
         for offset, length in _pieces(request):
+            others = []
             with self._root.request() as node:
                 for start, count, _status, host, host_offset in node.resolve(offset, length):
                     fd = descriptor(host, SEND_FILE)
                     if fd >= 0:
                         os.posix_fadvise(fd, host_offset, count, os.POSIX_FADV_WILLNEED)
-                        continue
-                    while host is not None and count:
-                        part = min(count, len(buffer))
-                        node.pread_into(start, buffer[:part])
-                        start, count = start + part, count - part
+                    elif host is not None:
+                        others.append((start, count))
+            for start, count in others:
+                for position in range(start, start + count, len(buffer)):
+                    self._root.pread_into(position, buffer[: min(len(buffer), start + count - position)])
         self._answer(self._codec.reply_done(request))
 
     def _status(self, request: Request, _buffer: memoryview) -> None:
