@@ -31,7 +31,7 @@ from diskwright.protocols.nbd import driver
 from diskwright.protocols.nbd.codec_server import Request
 
 from servers import HOST, free_port
-from servers_nbd import FLAGS, Connected, credentials, liar, nbd_server, nbdkit, qemu_nbd, uri
+from servers_nbd import FLAGS, Connected, credentials, liar, listening, nbd_server, nbdkit, qemu_nbd, uri
 from side_by_side import difference, ours, same, theirs
 
 K = 1024
@@ -350,8 +350,6 @@ def test_a_daemon_with_several_exports(place: Path, tmp_path: Path) -> None:
     for name in ("r.raw", "c.qcow2"):
         words += ["--blockdev", "driver=%s,node-name=%s,read-only=on,file.driver=file,file.filename=%s" % (name[2:], name[0], place / name)]
         words += ["--export", "type=nbd,id=e%s,node-name=%s,name=%s" % (name[0], name[0], name)]
-    from servers_nbd import listening
-
     line = ["qemu-storage-daemon", "--nbd-server", "addr.type=unix,addr.path=%s" % path, *words]
     with listening(line, path):
         while True:  # the exports come after the socket
@@ -776,6 +774,43 @@ def test_reconnection(tmp_path: Path) -> None:
             assert node.pread(offset, 1 << 17) == CONTENT[offset : offset + (1 << 17)]
 
 
+def test_a_server_that_is_killed(tmp_path: Path) -> None:
+    """And started again, while four threads write and read: nothing gets lost."""
+    (tmp_path / "image").write_bytes(bytes(4 * M))
+    over = threading.Event()
+
+    def serve(seconds: float) -> None:
+        with listening(["nbdkit", "-f", "-U", str(tmp_path / "s"), "file", str(tmp_path / "image")], tmp_path / "s") as process:
+            over.wait(seconds)
+            process.kill()
+
+    def work(number: int) -> int:
+        rng, model, done = random.Random(number), bytearray(M), 0
+        while not over.is_set():
+            offset = rng.randrange(M - 50_000)
+            data = rng.randbytes(rng.randrange(1, 50_000))
+            node.pwrite(number * M + offset, data)
+            model[offset : offset + len(data)] = data
+            offset = rng.randrange(M - 50_000)
+            assert node.pread(number * M + offset, 50_000) == model[offset : offset + 50_000]
+            done += 1
+        assert node.pread(number * M, M) == model
+        return done
+
+    last = threading.Event()
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(serve, 0.5)
+        node = opened(tmp_path / "s", open_timeout=20, reconnect_delay=20)
+        working = [pool.submit(work, number) for number in range(4)]
+        first.result()
+        serve(0.5)
+        with nbdkit(tmp_path / "s", "file", str(tmp_path / "image")):
+            last.wait(0.3)
+            over.set()
+            assert all(future.result() for future in working)
+            node.close()
+
+
 def test_without_reconnection(tmp_path: Path) -> None:
     """The request fails, and the next one finds a new connection."""
     with liar(tmp_path / "s", losing(1), losing(1000)), opened(tmp_path / "s") as node:
@@ -837,6 +872,26 @@ def test_a_server_that_has_enough_connections(tmp_path: Path, monkeypatch: pytes
         found = list(pool.map(lambda number: node.pread(number * 4096, 1 << 18), range(32)))
         assert found == [CONTENT[n * 4096 : n * 4096 + (1 << 18)] for n in range(32)]
         assert len(node._connections) == 1
+
+
+def test_odd_text(plain: Path, tls: Path) -> None:
+    """Text that no file name, host or export can be is an error of ours."""
+    objects: dict[str, Any] = {}
+    add_object(objects, "tls-creds-x509,id=t,endpoint=client,dir=%s" % tls)
+    unix = {"server.type": "unix", "server.path": str(plain)}
+    for text in ("\0", "a\0b", "\ud800", "\udcff", "x" * 5000, "", "\xe9" * 3000, "\n", "."):
+        for values in (
+            {**unix, "server.path": text},
+            {"server.type": "inet", "server.host": text, "server.port": "1"},
+            {"server.type": "inet", "server.host": HOST, "server.port": text},
+            {"server.type": "fd", "server.str": text},
+            {"server.type": "vsock", "server.cid": text, "server.port": text},
+            {**unix, "export": text},
+            {**unix, "export": "exp", "x-dirty-bitmap": text},
+            {**unix, "export": "exp", "tls-creds": "t", "tls-hostname": text},
+        ):
+            with pytest.raises(Error):
+                Graph(objects=objects).open_spec({"driver": "nbd", **values}, OpenFlags())
 
 
 def test_a_socket_that_is_there_already(place: Path, plain: Path) -> None:

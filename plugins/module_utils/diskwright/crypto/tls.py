@@ -245,8 +245,8 @@ class Credentials:
         self.context.check_hostname = check
         try:
             session = self.context.wrap_bio(incoming, outgoing, self.endpoint == "server", hostname if check else None)
-        except ValueError:
-            raise Error("Certificate does not match the hostname %s" % hostname) from None
+        except (ValueError, TypeError):  # no name at all
+            raise Error("Certificate does not match the hostname %s" % hostname, errno=errno.EINVAL) from None
         tls = TlsChannel(channel, session, incoming, outgoing)
         tls.shake_hands(deadline, hostname)
         return tls

@@ -14,7 +14,7 @@ import socket
 from time import monotonic
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...errors import Error, OptionError
+from ...errors import Error, OptionError, Unsupported
 from ...options import opt, parse_value
 
 TYPE_CHECKING = False
@@ -182,7 +182,12 @@ class Address:
         """(family, address) of all that it may be."""
         values = self.values
         if self.kind == "unix":
-            path = os.fsencode(values["path"])
+            try:
+                path = os.fsencode(values["path"])
+            except UnicodeError:
+                path = b"\0"
+            if b"\0" in path:
+                raise OptionError("UNIX socket path is not a file name")
             if len(path) > MAX_PATH:
                 hint = "Path must be less than %d bytes" % (MAX_PATH + 1)
                 raise Error("UNIX socket path '%s' is too long" % values["path"], errno=errno.EINVAL, hint=hint)
@@ -195,6 +200,8 @@ class Address:
                 if not str(values[key]).isdecimal() or int(values[key]) >= 1 << 32:
                     raise OptionError("Failed to parse %s '%s'" % (key, values[key]))
                 numbers.append(int(values[key]))
+            if not hasattr(socket, "AF_VSOCK"):
+                raise Unsupported("socket family AF_VSOCK unsupported")
             return [(socket.AF_VSOCK, tuple(numbers))]
         family = socket.AF_UNSPEC
         if values.get("ipv4") and not values.get("ipv6") or values.get("ipv6") is False:

@@ -269,10 +269,15 @@ def text_of(data: bytes, what: str) -> str:
 
 
 def bytes_of(text: str, what: str) -> bytes:
-    """A string as it is sent. Raises ProtocolError where it is too long."""
-    data = text.encode("utf-8", "surrogateescape")
+    """A string as it is sent. Raises ProtocolError where it may not be: too long, no text, with a NUL in it."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ProtocolError("NBD: %s is no text" % what) from None
     if len(data) > MAX_STRING:
         raise ProtocolError("NBD: %s has %d bytes, more than %d" % (what, len(data), MAX_STRING))
+    if b"\0" in data:
+        raise ProtocolError("NBD: %s has a NUL in it" % what)
     return data
 
 

@@ -177,7 +177,7 @@ class Negotiation:
     def settle(self, export: str, context: Optional[str]) -> None:
         """Choose `export`, with extended headers and all that the server has, and the metadata context `context`."""
         codec, terms = self.codec, self.terms
-        if len(export.encode("utf-8", "surrogateescape")) > nbd.MAX_STRING:
+        if len(export.encode("utf-8", "surrogatepass")) > nbd.MAX_STRING:
             raise Error("export name too long to send to server", errno=errno.EINVAL)
         if self._fixed:
             if self._optional(codec.extended_headers()) or self._optional(codec.structured_reply()):

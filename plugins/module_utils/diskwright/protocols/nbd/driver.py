@@ -93,7 +93,7 @@ class Nbd(Protocol):
             if value > MAX_TIMEOUT:
                 raise OptionError("%s: more than %d seconds" % (key, MAX_TIMEOUT))
         self._context = nbd.BASE_ALLOCATION if options.x_dirty_bitmap is None else options.x_dirty_bitmap
-        if len(self._context.encode("utf-8", "surrogateescape")) > nbd.MAX_STRING:
+        if len(self._context.encode("utf-8", "surrogatepass")) > nbd.MAX_STRING:
             raise OptionError("x-dirty-bitmap query too long to send to server")
         self._credentials = None
         if options.tls_creds is not None:
@@ -137,6 +137,8 @@ class Nbd(Protocol):
         while True:
             try:
                 return self._connect(self._given.timeout or HANDSHAKE_TIMEOUT)
+            except OptionError:
+                raise
             except Error:
                 if monotonic() + pause > until:
                     raise
