@@ -393,3 +393,21 @@ def test_detect_zeroes(images: Path, graph: Graph) -> None:
         root.pwrite(65536, bytes(65536))
         assert root.counters["wr"].operations == root.counters["zero"].operations == 1
     assert [extent.status & ZERO for extent in node.block_status(0, MIB)] == [0, ZERO, 0] and node.children["file"].flags.detect_zeroes == ""
+
+
+def test_no_node_is_its_own_backing_node(images: Path, graph: Graph) -> None:
+    for backing in ("q", {"driver": "raw", "file": "q"}):
+        with pytest.raises(OptionError, match="Cannot find device='q' nor node-name='q'"):
+            graph.add({"driver": "qcow2", "node-name": "q", "file": QCOW2, "backing": backing})
+    assert not graph.named
+
+
+@pytest.mark.parametrize("name", ["#block000", "#block001", "#block002", "f"])
+def test_what_an_image_stores_names_no_nodes(images: Path, graph: Graph, name: str) -> None:
+    """Neither those of the user nor, which would never end, the image's own."""
+    graph.add(FILE)
+    for stored in ('json:{"driver": "raw", "file": "%s"}', 'json:{"file": "%s"}', 'json:{"driver": "raw", "file": {"driver": "raw", "file": "%s"}}'):
+        subprocess.run(["qemu-img", "rebase", "-u", "-b", stored % name, "-F", "raw" if "driver" in stored else "qcow2", "a.q"], check=True)
+        with pytest.raises(Denied, match="refers to the node '%s'" % name):
+            graph.open("a.q")
+    assert list(graph.named) == ["f"]

@@ -79,6 +79,7 @@ def _generic() -> Shape:
 
 
 GENERIC = _generic()
+_SHAPES: dict[type[Node], Shape] = {}  # that were asked for before
 
 
 @lru_cache(maxsize=None)
@@ -87,9 +88,14 @@ def driver_names() -> list[str]:
     return sorted({*drivers.FORMATS, *drivers.PROTOCOLS, *drivers.FILTERS})
 
 
-@lru_cache(maxsize=None)
 def shape_of(cls: type[Node]) -> Shape:
     """What a node of this driver takes besides `driver` and the generic keys."""
+    if cls not in _SHAPES:
+        _SHAPES[cls] = _make_shape(cls)
+    return _SHAPES[cls]
+
+
+def _make_shape(cls: type[Node]) -> Shape:
     shape: Shape = {}
     for key, field in cls.options_class.fields.items():
         if key == "backing":
