@@ -306,6 +306,19 @@ def test_a_node_that_became_smaller(tmp_path: Path, disk: Path) -> None:
             assert client.read(0, 512) == content[:512]
 
 
+def test_what_was_asked_for_before_the_good_bye_is_answered(tmp_path: Path, disk: Path) -> None:
+    content = disk.read_bytes()
+    with serving(tmp_path) as served:
+        served.add(raw(disk))
+        for length in (512, 65536):
+            with served.connect().go() as client:
+                words = b"".join(client.codec.request(nbd.CMD_READ, number, number * 512, length) for number in range(20))
+                client.socket.sendall(words + client.codec.request(nbd.CMD_DISC, 99))
+                for number in range(20):
+                    assert client.finish(number * 512, length)[1] == content[number * 512 : number * 512 + length]
+                assert client.gone()
+
+
 def test_an_export_goes_while_others_stay(tmp_path: Path, disk: Path) -> None:
     with serving(tmp_path) as served:
         served.add(raw(disk), "a")

@@ -112,6 +112,7 @@ class Connection:
                     request = self._next_event()
                     if request is None or request.command == nbd.CMD_DISC and not request.error:
                         self._over = True
+                        transmission.flush()
                         return
                     buffer = buffer.fitting(request)
                     whole = transmission.take_payload(request, buffer)

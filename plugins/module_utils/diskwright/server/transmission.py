@@ -22,7 +22,7 @@ from .stream import STALL, Disconnected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from typing import Callable, Optional, Union
 
     from ..extent import Extent
     from ..protocols.nbd.codec_server import Request, ServerCodec
@@ -79,7 +79,7 @@ class Chunk:
 
     __slots__ = ("head", "offset", "length", "begun")
 
-    def __init__(self, head: bytes, offset: int, length: int) -> None:
+    def __init__(self, head: Union[bytes, bytearray], offset: int, length: int) -> None:
         self.head = head
         self.begun = False
         self.offset = offset
@@ -100,7 +100,7 @@ class Transmission:
         self._root = export.root
         self._export = export
         self._sending = Lock()
-        self._held = bytearray()  # replies to small reads, which go out together where the next request is here already
+        self._held = bytearray()  # replies, or the ends of some, that go out with the next one where its request is here already
         self._seconds = 0.0  # that a request of the storage takes, on average
         self._reads = 0
         self._do: dict[int, Callable[[Request, memoryview], None]] = {
@@ -131,7 +131,7 @@ class Transmission:
 
     def do(self, request: Request, buffer: Buffer) -> None:
         """Do one request and answer it. Raises Disconnected, ProtocolError."""
-        if self._held and not self._is_quick(request):
+        if self._held and (request.command != nbd.CMD_READ or self._seconds > SLOW):
             self.flush()
         if request.error:
             self._answer(self._codec.reply_error(request))
@@ -151,16 +151,20 @@ class Transmission:
     def flush(self) -> None:
         """Send replies that are held back; to be called before anything that may take its time."""
         with self._sending:
-            held, self._held = self._held, bytearray()
-            self._stream.send(held)
+            self._stream.send(self._take_held())
 
-    def _is_quick(self, request: Request) -> bool:
-        """Whether a request is a small read of storage that is not slow."""
-        return request.command == nbd.CMD_READ and not request.error and request.length < SEND_FILE and self._seconds <= SLOW
+    def _take_held(self) -> bytearray:
+        held, self._held = self._held, bytearray()
+        return held
+
+    def _release(self) -> None:
+        """Send what is held back, unless the next request is here and will be answered soon."""
+        if self._codec.buffered < nbd.EXTENDED_REQUEST.size or len(self._held) > MAX_HELD or self._seconds > SLOW:
+            self._stream.send(self._take_held())
 
     def _answer(self, data: bytes) -> None:
         with self._sending:
-            self._stream.send(data)
+            self._stream.send(self._take_held(), data)
 
     def _took(self, began: float) -> None:
         self._seconds += (perf_counter() - began - self._seconds) / 8
@@ -197,11 +201,8 @@ class Transmission:
         head = self._codec.reply_data(request, request.offset, length)
         with self._sending:
             self._held += head
-            if self._codec.buffered >= nbd.EXTENDED_REQUEST.size and len(self._held) < MAX_HELD and self._seconds <= SLOW:
-                self._held += buffer[:length]
-                return
-            held, self._held = self._held, bytearray()
-            self._stream.send(held, buffer[:length])
+            self._held += buffer[:length]
+            self._release()
 
     def _plan(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """(offset, length, hole) of the chunks that a read is answered with."""
@@ -227,8 +228,9 @@ class Transmission:
             ready = self._gather(offset, min(length, len(buffer)), buffer)
             self._took(began)
         open_end = done and self._codec.structured and ready < length
-        chunk = Chunk(self._codec.reply_data(request, offset, length, done and not open_end), offset, length)
+        head = self._codec.reply_data(request, offset, length, done and not open_end)
         with self._sending:
+            chunk = Chunk(self._take_held() + head, offset, length)
             while chunk.length:
                 if ready:
                     self._stream.send(chunk.head, buffer[:ready])
@@ -240,11 +242,13 @@ class Transmission:
                     ready = self._push(chunk, buffer, direct)
                 except (Error, OSError) as exc:
                     if not chunk.begun:
+                        self._held += chunk.head[: -len(head)]
                         raise
                     self._give_up(request, chunk, exc)
                     return
             if open_end:
-                self._stream.send(self._codec.reply_done(request))
+                self._held += self._codec.reply_done(request)
+                self._release()
 
     def _push(self, chunk: Chunk, buffer: memoryview, direct: bool) -> int:
         """Send what can be sent from files, up to something that cannot: that is read, and so many bytes are in the buffer then."""
