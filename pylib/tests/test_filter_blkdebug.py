@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from diskwright.errors import Error
+import diskwright
+from diskwright.errors import Denied, Error
 from diskwright.filters.blkdebug.rules import EVENTS
 from diskwright.graph import Graph
 from diskwright.hooks import OpenFlags
@@ -161,6 +162,22 @@ def test_requests_that_stop_meet_their_fate(gallery: Path) -> None:
     assert found.code == 1 and "no request is under way that could stop there" in found.out
     found = our_io(["-c", "break read_aio A", "-c", "aio_read 0 4k", "-c", "wait_break A", "-f", "qcow2", "blkdebug::img"], gallery)
     assert found.code == 0 and found.out.startswith("blkdebug: Suspended request 'A'\nread 4096/4096")
+
+
+def test_an_image_cannot_make_us_read_rules_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path.parent / "rules").write_text("secret\n")
+    (tmp_path / "inside").write_text("")
+    setup("qemu-img create -q -f raw base 1M", tmp_path)
+    for config, refused in ((str(tmp_path.parent / "rules"), True), (str(tmp_path / "inside"), False)):
+        described = 'json:{"file": {"driver": "blkdebug", "config": "%s", "image": {"driver": "file", "filename": "%s/base"}}}' % (config, tmp_path)
+        for name in ("blkdebug:%s:%s/base" % (config, tmp_path), described):
+            setup("qemu-img create -q -u -f qcow2 -b '%s' -F raw overlay 1M" % name, tmp_path)
+            try:
+                diskwright.open(tmp_path / "overlay", policy="same_directory").close()
+            except Error as exc:
+                assert refused and isinstance(exc, Denied) and "secret" not in str(exc)
+            else:
+                assert not refused
 
 
 def debugged(image: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def _leaves(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         for item in value if isinstance(value, list) else (value,):
             if isinstance(item, dict):
                 found += _leaves(item)
+    if isinstance(spec.get("config"), str):  # blkdebug's, which is read as well
+        found.append({"driver": "file", "filename": spec["config"]})
     return [*found, spec] if not found or "filename" in spec or spec.get("driver") in drivers.PROTOCOLS else found
 
 
