@@ -942,6 +942,30 @@ def test_statuses(tmp_path: Path) -> None:
     assert asked == [(0, 1 << 20)]
 
 
+def test_statuses_of_a_disk_in_pieces(tmp_path: Path) -> None:
+    """Where there are many extents, shorter ranges are asked for."""
+    counts: list[int] = []
+
+    def hook(connection: Connected, request: Request) -> bool:
+        if request.command != nbd.CMD_BLOCK_STATUS:
+            return False
+        extents = [(512, number % 2 * 3) for number in range(request.offset // 512, (request.offset + request.length) // 512)]
+        counts.append(len(extents))
+        connection.send(connection.codec.reply_status(request, 5, extents))
+        return True
+
+    def script(connection: Connected) -> None:
+        connection.negotiate(32 * M, block=(512, 512, 65536))
+        connection.serve(bytearray(), hook)
+
+    with liar(tmp_path / "s", script), opened(tmp_path / "s") as node:
+        first = node.block_status(0, 32 * M, limit=100)
+        assert len(first) == 100 and first[99].status == NOTHING
+        found = node.block_status(0, 32 * M)
+    assert [extent.status for extent in found] == [HELD, NOTHING] * 32768
+    assert counts[0] == 65536 and set(counts[1:]) == {driver.STATUS_GOAL}
+
+
 def test_requests(tmp_path: Path) -> None:
     """What goes over the wire: sizes, flags."""
     log: list[tuple[int, int, int, int]] = []

@@ -122,6 +122,11 @@ class Status:
         self._layout = layout
         self._data = data
 
+    @property
+    def count(self) -> int:
+        """How many extents there are."""
+        return len(self._data) // self._layout.size
+
     def extents(self) -> Iterator[tuple[int, int]]:
         """(length, flags) of the extents from the beginning of the request on; the last may reach beyond its end."""
         for length, flags in self._layout.iter_unpack(self._data):

@@ -34,7 +34,8 @@ MAX_CONNECTIONS = 4  # to a server that takes several
 RETRY_PAUSE = 0.1  # seconds between the first attempts to connect again; it doubles up to
 RETRY_PAUSE_MAX = 1.0
 
-MAX_32 = 0xFFFFFFFF >> 12 << 12  # bytes of a request without payload, where the server has no extended headers
+STATUS_GOAL = 4096  # extents that an answer about block status should have at most
+MAX_32 = 0xFFFFFFFF  # bytes of a request without payload, where the server has no extended headers
 DEFAULT_ALIGNMENT = 512  # where the server does not say it; as QEMU assumes
 
 STORED = DATA | OFFSET_VALID | ALLOCATED
@@ -113,6 +114,7 @@ class Nbd(Protocol):
         self._may_grow = bool(terms.flags & nbd.CAN_MULTI_CONN) and self._address.kind != "fd"
         self.request_alignment = terms.minimum or (DEFAULT_ALIGNMENT if terms.size % DEFAULT_ALIGNMENT == 0 else 1)
         self._tells_status = terms.context is not None
+        self._span = 1 << 63  # bytes that are asked for at a time; a multiple of the alignment
         try:
             if not self._tells_status and options.x_dirty_bitmap is not None:
                 raise Error("Could not open image: Invalid argument", errno=errno.EINVAL, hint="requested x-dirty-bitmap %s not found" % self._context)
@@ -255,8 +257,13 @@ class Nbd(Protocol):
         align = self.request_alignment
         start = offset // align * align
         length = -(-end // align) * align - start
-        length = min(length, self._size - start, length if self._terms.extended else MAX_32)
+        length = min(length, self._size - start, self._span, length if self._terms.extended else MAX_32 // align * align)
         call = self._request(nbd.CMD_BLOCK_STATUS, start, length)
+        count = sum(status.count for status in call.statuses)
+        if count > STATUS_GOAL:  # whoever asks may need no more than the beginning, and ask again
+            self._span = max(align, length * STATUS_GOAL // count // align * align)
+        elif count < STATUS_GOAL // 4 and length == self._span:
+            self._span *= 2
         skip = offset - start
         for count, flags in extents_of(call.statuses, length):
             count, skip = max(count - skip, 0), max(skip - count, 0)
@@ -331,7 +338,7 @@ class Nbd(Protocol):
         if not self.flags.unmap or not self._flags & nbd.SEND_TRIM:
             return
         start, count = self._inside(offset, length)
-        for at, piece in _cut(start, count, count if self._terms.extended else MAX_32):
+        for at, piece in _cut(start, count, count if self._terms.extended else MAX_32 // self.request_alignment * self.request_alignment):
             self._request(nbd.CMD_TRIM, at, piece)
 
     def _inside(self, offset: int, length: int) -> tuple[int, int]:
