@@ -15,7 +15,7 @@ import pytest
 import diskwright
 from effort import BRIEF
 from io_side_by_side import masked, our_io, same_io, their_io
-from side_by_side import setup, theirs
+from side_by_side import setup, theirs, twins
 
 SECRET = "--object secret,id=s,data=x "
 
@@ -406,6 +406,15 @@ def test_the_place_of_temporary_files(gallery: Path) -> None:
         texts.append((done.returncode, masked(done.stdout), masked(done.stderr)))
     assert texts[0] == texts[1]
     assert "Could not open temporary file '/nowhere/vl.X': No such file or directory" in texts[0][2]
+
+
+def test_what_was_written_is_put_back(gallery: Path) -> None:
+    place, _other = twins(gallery)
+    commands = ["write -P 7 0 4k", "commit", "write -P 8 4k 4k", "read -P 8 4k 4k"]
+    assert our_io(["-s", "img", *(word for command in commands for word in ("-c", command))], place).code == 0
+    assert their_io(["-r", "-c", "read -P 7 0 4k", "-c", "read -P 1 4k 4k", "img"], place).code == 0
+    found = our_io(["-c", "commit", "img"], place)
+    assert (found.code, found.err) == (1, "qemu-io: What is written goes to the image itself: it was not opened with -s\n")
 
 
 def test_version_and_trace(gallery: Path) -> None:

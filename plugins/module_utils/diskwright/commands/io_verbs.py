@@ -203,6 +203,16 @@ def close_image(session: Session, _flags: dict[str, str], _words: list[str]) -> 
     return True
 
 
+def commit(session: Session, _flags: dict[str, str], _words: list[str]) -> bool:
+    if not session.snapshot:
+        raise OptionError("What is written goes to the image itself: it was not opened with -s")
+    from ..temporary import commit as put_back
+
+    session.drain()
+    put_back(session.opened())
+    return True
+
+
 def reopen(session: Session, flags: dict[str, str], words: list[str]) -> bool:
     from ..node import cache_flags
 
@@ -354,6 +364,7 @@ VERBS = (
     Verb("alloc", "a", 1, 2, "", "offset [count]", "how much of a range the image itself holds", alloc),
     Verb("break", "", 2, 2, "", "event tag", "stop the next request at an event, under the name of tag", set_break),
     Verb("close", "c", 0, 0, "", None, "close the image", close_image),
+    Verb("commit", "", 0, 0, "", None, "of an image opened with -s: put back what was written (not in qemu-io)", commit, writes=True),
     Verb("discard", "d", 2, -1, "Cq", "[-Cq] off len", "say that a range does not matter any more", discard, writes=True),
     Verb("flush", "f", 0, 0, "", None, "bring everything to stable storage", flush),
     Verb("help", "?", 0, 1, "", "[command]", "what commands there are", help_text, closed=True),
