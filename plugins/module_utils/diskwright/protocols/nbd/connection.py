@@ -227,15 +227,14 @@ class Negotiation:
 
     def _look_for(self, export: str) -> None:
         """Ask a server that does not know GO for its exports: an unknown one would only make it hang up."""
-        names: list[str] = []
+        seen: set[bool] = set()  # whether one was the right one; not the names, which may be many
 
         def note(event: Listed) -> None:
-            names.append(event.name)
+            seen.add(event.name == export)
 
         answer = self._ask(self.codec.list_exports(), note)
-        if answer.accepted and export not in names and (export or names):
-            hint = "No export with name '%s' available" % export
-            raise Error(hint, errno=errno.EINVAL)
+        if answer.accepted and True not in seen and (export or seen):
+            raise Error("No export with name '%s' available" % export, errno=errno.EINVAL)
         if answer.code not in (nbd.REP_ACK, nbd.REP_ERR_UNSUP, nbd.REP_ERR_POLICY):
             raise _refused(answer, export)
 
