@@ -36,7 +36,13 @@ def audit(images: Any, checks: Any = (), again: Any = ()) -> dict[str, Any]:
     chains = []
     for row in rows:
         if row["backing"] not in known and (row["overlays"] or row["backing"]):
-            chains.append({"base": row["backing"] or row["path"], "missing": row["orphan"], "images": list(_tree(row, known, 1 if row["backing"] else 0))})
+            chains.append(
+                {
+                    "base": row["backing"] or row["path"],
+                    "missing": row["orphan"],
+                    "images": list(_tree(row, known, 1 if row["backing"] else 0)),
+                }
+            )
     return {
         "images": rows,
         "chains": sorted(chains, key=lambda chain: str(chain["base"])),
@@ -64,7 +70,9 @@ def _row(record: Record, check: Optional[Record]) -> dict[str, Any]:
     if record.get("dirty_flag"):
         problems.append("it was not closed cleanly")
     if counts.get("corruptions") or counts.get("check_errors"):
-        problems.append("it is damaged: %d corruptions, %d check errors" % (counts.get("corruptions") or 0, counts.get("check_errors") or 0))
+        problems.append(
+            "it is damaged: %d corruptions, %d check errors" % (counts.get("corruptions") or 0, counts.get("check_errors") or 0)
+        )
     if leaked:
         problems.append("%d leaked clusters" % counts["leaks"])
     if record.get("backing_filename") and not record.get("backing_filename_format"):
@@ -108,7 +116,14 @@ def _slack(record: Record, backing: Optional[str], leaked: int) -> int:
 
 def _tree(row: Record, known: Mapping[str, Record], depth: int, above: Sequence[str] = ()) -> Any:
     """`row` and all that lies on it, each with its depth; a loop is followed once."""
-    yield {"path": row["path"], "depth": depth, "format": row["format"], "actual_size": row["actual_size"], "problems": row["problems"], "holder": row["holder"]}
+    yield {
+        "path": row["path"],
+        "depth": depth,
+        "format": row["format"],
+        "actual_size": row["actual_size"],
+        "problems": row["problems"],
+        "holder": row["holder"],
+    }
     for path in row["overlays"]:
         if path not in above and path != row["path"]:
             yield from _tree(known[path], known, depth + 1, (*above, row["path"]))
@@ -123,11 +138,22 @@ def chain_picture(chain: Any, form: str = "svg") -> str:
         raise AnsibleFilterError("diskwright.images.chain_picture draws svg and mermaid, not %r" % form)
     rows = list(chain["images"])
     if rows and rows[0]["depth"]:  # the base is not among the images that were looked at
-        rows.insert(0, {"path": chain["base"], "depth": 0, "format": "missing" if chain["missing"] else "elsewhere", "problems": ["x"] if chain["missing"] else []})
+        rows.insert(
+            0,
+            {
+                "path": chain["base"],
+                "depth": 0,
+                "format": "missing" if chain["missing"] else "elsewhere",
+                "problems": ["x"] if chain["missing"] else [],
+            },
+        )
     if form == "mermaid":
         return _mermaid(rows)
     width = max((len(basename(row["path"])) + len(str(row["format"])) + 3) * 8 + row["depth"] * 32 + 24 for row in rows) if rows else 10
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="monospace" font-size="13">' % (width, len(rows) * 36 + 4)]
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="monospace" font-size="13">'
+        % (width, len(rows) * 36 + 4)
+    ]
     at: dict[int, int] = {}
     for number, row in enumerate(rows):
         left, top = row["depth"] * 32 + 2, number * 36 + 2
@@ -137,7 +163,9 @@ def chain_picture(chain: Any, form: str = "svg") -> str:
         at[row["depth"]] = top
         text = "%s (%s)" % (basename(row["path"]), row["format"])
         colour = "#c0392b" if row["problems"] else "#2c7a4b"
-        parts.append('<rect x="%d" y="%d" width="%d" height="28" rx="4" fill="#fff" stroke="%s"/>' % (left, top, len(text) * 8 + 16, colour))
+        parts.append(
+            '<rect x="%d" y="%d" width="%d" height="28" rx="4" fill="#fff" stroke="%s"/>' % (left, top, len(text) * 8 + 16, colour)
+        )
         parts.append('<text x="%d" y="%d">%s</text>' % (left + 8, top + 18, escape(text)))
     return "".join([*parts, "</svg>"])
 
@@ -148,7 +176,10 @@ def _mermaid(rows: Sequence[Record]) -> str:
     lines, above = ["graph BT"], {}
     for number, row in enumerate(rows):
         name = "%s (%s)" % (basename(row["path"]), row["format"])
-        lines.append('    n%d["%s"]' % (number, "".join("#%d;" % ord(letter) if letter in '"#;<>&' or ord(letter) < 32 else letter for letter in name)))
+        lines.append(
+            '    n%d["%s"]'
+            % (number, "".join("#%d;" % ord(letter) if letter in '"#;<>&' or ord(letter) < 32 else letter for letter in name))
+        )
         if row["depth"]:
             lines.append("    n%d --> n%d" % (number, above[row["depth"] - 1]))
         above[row["depth"]] = number

@@ -52,8 +52,12 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         "executable": params["executable"],
         "library": prepared.get("library"),
         "library_directory": directory(params, "/usr/local/lib/diskwright", "library_directory"),
-        "digest": None if text is None else hashlib.sha256(repr((text, params["executable"], prepared.get("library", {}).get("digest"))).encode()).hexdigest()[:32],
-        "service": Service(name, directory(params, "/run/diskwright", "runtime_directory"), systemd(params["service"]), params["drain_seconds"]),
+        "digest": None
+        if text is None
+        else hashlib.sha256(repr((text, params["executable"], prepared.get("library", {}).get("digest"))).encode()).hexdigest()[:32],
+        "service": Service(
+            name, directory(params, "/run/diskwright", "runtime_directory"), systemd(params["service"]), params["drain_seconds"]
+        ),
     }
 
 
@@ -124,7 +128,16 @@ def plan(want: State, have: State) -> list[Step]:
         step.change = {}  # of an image, not of the graph
     if want["text"] is not None and want["text"] != have["text"]:
         why = "it does not exist" if have["text"] is None else "it describes another graph"
-        steps.append(Step("write", want["path"], why, ["install", "-m", want["mode"] or "0600", "/dev/stdin", want["path"]], {"text": want["text"]}, lambda: _write(want)))
+        steps.append(
+            Step(
+                "write",
+                want["path"],
+                why,
+                ["install", "-m", want["mode"] or "0600", "/dev/stdin", want["path"]],
+                {"text": want["text"]},
+                lambda: _write(want),
+            )
+        )
     if want["state"] == "exported":
         steps += _starting(want, have)
     return steps
@@ -134,13 +147,35 @@ def _starting(want: State, have: State) -> list[Step]:
     steps = []
     if not have["_library"]:
         place = _library(want)
-        steps.append(Step("install", place, "this version of the library is not there", ["unzip", "-q", "library.zip", "-d", place], {"_library": True}, lambda: _unpack(want)))
+        steps.append(
+            Step(
+                "install",
+                place,
+                "this version of the library is not there",
+                ["unzip", "-q", "library.zip", "-d", place],
+                {"_library": True},
+                lambda: _unpack(want),
+            )
+        )
     service, found = want["service"], have["service"]
     why = "it does not run" if not found["running"] else "it serves something else" if found["digest"] != want["digest"] else ""
     if why:
         change = {"service": {"running": True, "digest": want["digest"], "installed": True}}
-        argv = ["systemctl", "restart", os.path.basename(service.unit)] if service.systemd else ["diskwright", "serve", "--fork", "--pid-file", service.pid_file, "--graph", want["path"]]
-        steps.append(Step("restart" if found["running"] else "start", want["name"], why, argv, change, lambda: service.start(command(want), want["path"], want["digest"])))
+        argv = (
+            ["systemctl", "restart", os.path.basename(service.unit)]
+            if service.systemd
+            else ["diskwright", "serve", "--fork", "--pid-file", service.pid_file, "--graph", want["path"]]
+        )
+        steps.append(
+            Step(
+                "restart" if found["running"] else "start",
+                want["name"],
+                why,
+                argv,
+                change,
+                lambda: service.start(command(want), want["path"], want["digest"]),
+            )
+        )
     return steps
 
 
@@ -200,7 +235,13 @@ def resolve(prepared: State) -> list[dict[str, Any]]:
     nodes = []
     try:
         for spec in whole["blockdevs"]:
-            entry: dict[str, Any] = {"node_name": spec["node-name"], "driver": spec["driver"], "size": None, "filename": None, "actual_size": None}
+            entry: dict[str, Any] = {
+                "node_name": spec["node-name"],
+                "driver": spec["driver"],
+                "size": None,
+                "filename": None,
+                "actual_size": None,
+            }
             nodes.append(entry)
             try:
                 node = graph.add(_for_reading(spec), OpenFlags(force_share=True))

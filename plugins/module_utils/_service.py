@@ -133,7 +133,9 @@ class Service:
     def _run(self, words: list[str]) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=STARTING, cwd="/", check=False)
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=STARTING, cwd="/", check=False
+            )
         except subprocess.TimeoutExpired as exc:
             raise Refusal("%s is not ready after %d seconds" % (self.name, STARTING)) from exc
         if done.returncode:

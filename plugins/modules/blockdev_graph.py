@@ -13,9 +13,11 @@ version_added: 0.1.0
 author:
   - The Diskwright authors (@diskwright)
 description:
-  - Takes the objects and the nodes of a graph in QEMU's own language, the one of C(--object), C(--blockdev) and C(blockdev-add), and refuses what is wrong with it before anything is
+  - Takes the objects and the nodes of a graph in QEMU's own language, the one of C(--object), C(--blockdev) and C(blockdev-add), and
+    refuses what is wrong with it before anything is
     touched, with the nearest right word. Unknown keys, cycles, dangling references, nodes that two users would write.
-  - Makes sure that images exist, as M(diskwright.images.disk_image) does, writes the graph as a file, and returns it node by node, with sizes and pictures.
+  - Makes sure that images exist, as M(diskwright.images.disk_image) does, writes the graph as a file, and returns it node by node,
+    with sizes and pictures.
   - With O(state=exported) it keeps a C(diskwright serve) running that offers nodes of the graph over NBD to virtual machines and other clients.
 extends_documentation_fragment:
   - diskwright.images.attributes
@@ -57,7 +59,9 @@ options:
     type: list
     elements: dict
   images:
-    description: Images that must exist, each made or changed as M(diskwright.images.disk_image) would. They are not changed while a service uses them.
+    description:
+      - Images that must exist, each made or changed as M(diskwright.images.disk_image) would. They are not changed while a
+        service uses them.
     type: list
     elements: dict
     suboptions:
@@ -88,9 +92,11 @@ options:
         type: dict
   path:
     description:
-      - The file for the graph. What it is tells its suffix. C(.json) and C(.yaml) are graph files, as C(diskwright graph) and C(diskwright serve) read them. C(.args) has arguments for
+      - The file for the graph. What it is tells its suffix. C(.json) and C(.yaml) are graph files, as C(diskwright graph) and
+        C(diskwright serve) read them. C(.args) has arguments for
         QEMU and qemu-storage-daemon, one a line.
-      - YAML takes the Python package ruamel.yaml on the controller. With O(state=exported) it must be JSON, and is C(/etc/diskwright/NAME.json) if not given.
+      - YAML takes the Python package ruamel.yaml on the controller. With O(state=exported) it must be JSON, and is
+        C(/etc/diskwright/NAME.json) if not given.
     type: path
   mode:
     description: The permissions of that file.

@@ -129,7 +129,9 @@ check:
       type: int
       sample: 20011
 images:
-  description: The same for each image, with its path, in the order in which they were given; with O(on_error=record) C(error) in place of it where one could not be checked.
+  description:
+    - The same for each image, with its path, in the order in which they were given; with O(on_error=record) C(error) in place
+      of it where one could not be checked.
   returned: always, unless an image could not be checked
   type: list
   elements: dict

@@ -20,7 +20,9 @@ def record(path, backing=None, **more):
 
 
 def test_chains_are_trees_and_no_image_is_in_two():
-    found = audit([record("/b"), record("/a1", "/b"), record("/a2", "/b"), record("/c", "/a1"), record("/alone"), record("/x", "/elsewhere")])
+    found = audit(
+        [record("/b"), record("/a1", "/b"), record("/a2", "/b"), record("/c", "/a1"), record("/alone"), record("/x", "/elsewhere")]
+    )
     assert [(chain["base"], [(row["path"], row["depth"]) for row in chain["images"]]) for chain in found["chains"]] == [
         ("/b", [("/b", 0), ("/a1", 1), ("/c", 2), ("/a2", 1)]),
         ("/elsewhere", [("/x", 1)]),
@@ -30,7 +32,14 @@ def test_chains_are_trees_and_no_image_is_in_two():
 
 def test_problems_are_said_and_counted():
     rows = [
-        {"path": "/gone", "inspect": {"safe": False, "reasons": ["b: No such file or directory"], "references": [{"image": "/gone", "role": "backing", "name": "b"}]}},
+        {
+            "path": "/gone",
+            "inspect": {
+                "safe": False,
+                "reasons": ["b: No such file or directory"],
+                "references": [{"image": "/gone", "role": "backing", "name": "b"}],
+            },
+        },
         record("/leaky", measure={"required": 10}),
         record("/dirty", dirty_flag=True),
         record("/untold", "/b", backing_filename_format=None),
