@@ -215,6 +215,11 @@ def test_command_lines_that_cannot_be(args: list[str], message: str) -> None:
     assert status == 1 and out == "" and message in err
 
 
+def test_a_child_is_no_place() -> None:
+    text = good("graph", "--blockdev", "null-co,node-name=n", "--blockdev", "blkdebug,node-name=d,image=n,inject-error.0.event=read_aio")
+    assert text == "d (blkdebug)\n`-- image: n (null-co)\n"
+
+
 def test_drives_are_translated_and_the_rest_reported() -> None:
     status, out, err = run("graph", "--output", "qemu", "--drive", "file=vm.qcow2,format=qcow2,bps=5,werror=stop,if=virtio", "--drive", "file=over.qcow2,id=o")
     assert status == 0 and [line.split(",")[0] for line in out.splitlines()] == [
