@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ..errors import Unsupported
+from ..extent import ZERO
 from .overlay import _content, _Layers
 from .transfer import SPARSE_SIZE, thread_count
 
@@ -28,10 +29,31 @@ def copy_ranges(
     """
     if compress and not target.supports_compression:
         raise Unsupported("Compression not supported for this file format")
+    if not compress and sparse_size:
+        ranges = [found for found in ranges if not _zeroed(source, target, *found)]
     if ranges:
         window = Window(target, sum(ranges[-1]), False, sparse_size, False, compress)
         window.ranges = ranges
         window.run((source,), 0, thread_count(threads, (source,), compress))
+
+
+def zeroes(node: Node, offset: int, length: int) -> int:
+    """How many bytes at `offset` are known to be zero, `length` at most."""
+    inside = min(length, node.size - offset)
+    if inside <= 0:
+        return length
+    first = node.resolve(offset, inside, True, 1)[0]
+    if not first[2] & ZERO:
+        return 0
+    return length if first[1] == inside else first[1]
+
+
+def _zeroed(source: Node, target: Node, offset: int, length: int) -> bool:
+    """Whether a range was all zeroes, which are written then: for that no threads are needed."""
+    if zeroes(source, offset, length) < length:
+        return False
+    target.pwrite_zeroes(offset, length, True)
+    return True
 
 
 class Window(_Layers):

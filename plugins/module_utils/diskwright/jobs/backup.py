@@ -167,7 +167,8 @@ class BackupJob(BlockJob):
                 continue
             if run is None:
                 break
-            offset, length = run[0], min(run[1], self.window(moment.unit))
+            with self.root.request():
+                offset, length = run[0], min(run[1], self.window(moment.unit, self.source, *run))
             if not self.attempt(lambda offset=offset, length=length: self._copy(moment, offset, length)):  # type: ignore[misc]
                 position = offset + length
             self.current = moment.copied

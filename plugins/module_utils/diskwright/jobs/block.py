@@ -9,6 +9,7 @@ import errno
 import os
 from time import monotonic
 
+from ..copy.window import zeroes
 from ..errors import Error, OptionError
 from ..node import ALL, CONSISTENT_READ, RESIZE, WRITE, OpenFlags
 from ..options import Options, opt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .live import Live
 
 WINDOW = 4 << 20  # bytes that are copied between two pauses, at most
+ZEROES = 64 << 20  # the same of what is known to be zeroes
 SLICES = 8  # of a second: with a speed limit a window is no more than what is due in one of them
 RETRY = 0.1  # seconds before what failed is tried again
 ON_ERROR = ("report", "ignore", "enospc", "stop", "auto")
@@ -126,9 +128,11 @@ class BlockJob(Job):
 
     # -- windows -------------------------------------------------------------------------------------------------
 
-    def window(self, unit: int) -> int:
-        """How many bytes to do now, a multiple of `unit`."""
+    def window(self, unit: int, source: Optional[Node] = None, offset: int = 0, length: int = 0) -> int:
+        """How many bytes to do now, a multiple of `unit`: more where `source` has zeroes at `offset`, in `length` bytes."""
         most = min(WINDOW, self.speed // SLICES) if self.speed else WINDOW
+        if source is not None and length > WINDOW and not self.speed:
+            most = max(most, zeroes(source, offset, min(length, ZEROES)))
         return max(most // unit, 1) * unit
 
     def pace(self, length: int) -> None:

@@ -120,16 +120,23 @@ class MirrorTop(JobFilter):
             self.bits.set(offset, length)
         self.news.set()
 
-    def take(self, position: int, most: int) -> Optional[tuple[int, int]]:
-        """The first dirty range at `position` or behind it, or else the first of all, of at most `most` bytes: it is clean now."""
+    def peek(self, position: int) -> Optional[tuple[int, int]]:
+        """The first dirty range at `position` or behind it, or else the first of all: (offset, length)."""
         with self.guard:
-            for start, end in ((position, self.bits.size), (0, position)):
-                found = first_run(self.bits, start, end)
-                if found is not None:
-                    length = min(found[1], max(most // self.unit, 1) * self.unit)
-                    unset(self.bits, found[0], length)
-                    return found[0], min(length, self.bits.size - found[0])
-            return None
+            return self._first(position)
+
+    def _first(self, position: int) -> Optional[tuple[int, int]]:
+        return first_run(self.bits, position, self.bits.size) or first_run(self.bits, 0, position)
+
+    def take(self, position: int, most: int) -> Optional[tuple[int, int]]:
+        """The same, of at most `most` bytes: it is clean now."""
+        with self.guard:
+            found = self._first(position)
+            if found is None:
+                return None
+            length = min(found[1], max(most // self.unit, 1) * self.unit)
+            unset(self.bits, found[0], length)
+            return found[0], min(length, self.bits.size - found[0])
 
     def clean(self, offset: int, length: int) -> None:
         """A range is about to be copied."""

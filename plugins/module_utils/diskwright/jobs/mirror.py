@@ -141,7 +141,8 @@ class MirrorJob(BlockJob):
 
         def step() -> None:
             with self.root.request():
-                room = self.window(self.granularity)
+                run = top.peek(position % max(self.source.size, 1))
+                room = self.window(self.granularity, self.source, *run) if run is not None else 0
                 while room > 0 and len(taken) < SPANS:
                     found = top.take(position % max(self.source.size, 1) if not taken else sum(taken[-1]), room)
                     if found is None:
