@@ -109,7 +109,8 @@ def picture_of_description(description: GraphDescription) -> Picture:
     specs = list(all_nodes(list(reversed(description.in_order()))))
     for spec in specs:
         cls = drivers.lookup(spec["driver"])
-        box = picture.add(kind_of(cls), spec.get("node-name") or spec["driver"], spec["driver"] if "node-name" in spec else "", _place(spec) if cls.leaf else "", _access(spec))
+        names = (spec["node-name"], spec["driver"]) if "node-name" in spec else (spec["driver"],)
+        box = picture.add(kind_of(cls), *names, _place(spec) if cls.leaf else "", _access(spec))
         boxes[id(spec)] = box
         if "node-name" in spec:
             boxes[spec["node-name"]] = box
