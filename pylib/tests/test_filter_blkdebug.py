@@ -109,7 +109,10 @@ def test_options(gallery: Path, options: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["-f qcow2 blkdebug:once:img", "blkdebug::img", "-f qcow2 blkdebug:nope:img", "-f qcow2 blkdebug:img", "-f qcow2 blkdebug:", "-f raw blkdebug:states:img"],
+    (
+        "-f qcow2 blkdebug:once:img|blkdebug::img|-f raw blkdebug:once:null-co://|-f qcow2 blkdebug:nope:img|-f qcow2 blkdebug:img|-f qcow2 blkdebug:|"
+        "-f raw blkdebug:states:img"
+    ).split("|"),
 )
 def test_names(gallery: Path, line: str) -> None:
     same_io(gallery, line, "info", "length", "write 320k 4k", "write 320k 4k", "read 320k 4k", "read 0 4k")

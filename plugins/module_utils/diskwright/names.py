@@ -107,8 +107,12 @@ def parse_filename(filename: str) -> dict[str, Any]:
     protocol = protocol_prefix(filename)
     if protocol is None:
         return {"file": {"driver": file_driver(filename), "filename": filename}}
-    cls = drivers.lookup(protocol) if protocol in drivers.PREFIXED else drivers.lookup_protocol(protocol)
-    return {"file": {"driver": cls.driver, **cls.parse_name(filename)}}
+    if protocol not in drivers.PREFIXED:
+        cls: type[Node] = drivers.lookup_protocol(protocol)
+        return {"file": {"driver": cls.driver, **cls.parse_name(filename)}}
+    cls = drivers.lookup(protocol)
+    named = {key: as_protocol(value) for key, value in cls.parse_name(filename).items()}
+    return {"file": {"driver": cls.driver, **named}}
 
 
 def with_driver(spec: Mapping[str, Any], format: str) -> dict[str, Any]:

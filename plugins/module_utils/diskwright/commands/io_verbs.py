@@ -105,7 +105,9 @@ def length(session: Session, _flags: dict[str, str], _words: list[str]) -> bool:
     return True
 
 
-NO_INFO = ("null-co", "null-aio", "parallels", "quorum", "snapshot-access", "bochs", "cloop", "dmg")  # QEMU's drivers that tell nothing
+NO_INFO = (  # QEMU's drivers that tell nothing of this
+    "bochs cloop dmg ftp ftps gluster http https nbd nfs null-aio null-co nvme parallels quorum snapshot-access ssh vvfat"
+).split()
 
 
 def info(session: Session, _flags: dict[str, str], _words: list[str]) -> bool:
@@ -114,6 +116,8 @@ def info(session: Session, _flags: dict[str, str], _words: list[str]) -> bool:
     node = session.opened()
     lines = ["format name: " + node.driver] * (2 if node.leaf or node.driver in ("blkdebug", "blkverify") else 1)
     inner = node.unfiltered()
+    while inner.driver == "raw":
+        inner = inner.children["file"].unfiltered()
     told = inner.driver not in NO_INFO
     if told:
         lines.append("cluster size: " + amount(inner.cluster_size))

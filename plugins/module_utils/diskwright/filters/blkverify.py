@@ -54,7 +54,7 @@ class Blkverify(Node):
         raw, colon, test = filename[len("blkverify:") :].partition(":")
         if not colon:
             raise OptionError("blkverify requires raw copy and original image path")
-        return {"raw": {"driver": "file", "filename": raw}, "test": {"file": {"driver": "file", "filename": test}}}
+        return {"raw": {"filename": raw}, "test": {"file": {"driver": "file", "filename": test}}}
 
     def disk_size(self) -> None:
         return None

@@ -121,7 +121,7 @@ class Blkdebug(Witness):
         config, colon, image = filename[len("blkdebug:") :].partition(":")
         if not colon:
             raise OptionError("blkdebug requires both config file and image path")
-        return {"image": {"driver": "file", "filename": image}, **({"config": config} if config else {})}
+        return {"image": {"filename": image}, **({"config": config} if config else {})}
 
     def disk_size(self) -> None:
         return None
