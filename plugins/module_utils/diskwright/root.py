@@ -79,8 +79,13 @@ class Gate:
                 while self._closer is not None:
                     self._changed.wait()
                 self._closer = thread
-                while self._inside:
-                    self._changed.wait()
+                try:
+                    while self._inside:
+                        self._changed.wait()
+                except BaseException:  # a signal ended the wait
+                    self._closer = None
+                    self._changed.notify_all()
+                    raise
             self._times += 1
         try:
             yield
