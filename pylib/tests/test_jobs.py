@@ -792,3 +792,23 @@ def test_two_backups_of_one_disk(live: Live, tmp_path: Path, first_ends_first: b
         assert writer.root.pread(0, SIZE) == model
     finally:
         writer.close()
+
+
+def test_what_is_dirty_is_counted(live: Live, tmp_path: Path) -> None:
+    nodes.add(live, {"driver": "null-co", "node-name": "disk", "size": 3 * (1 << 30) + 512, "read-zeroes": True})
+    nodes.add(live, {"driver": "null-co", "node-name": "copy", "size": 3 * (1 << 30) + 512})
+    job = mirror.mirror(live, mirror_options(sync="none", granularity=4096))
+    job.wait("ready")
+    job.pause()
+    top = job.top
+    rng = random.Random(3)
+    for _change in range(400):
+        offset = rng.randrange(top.size - 1)
+        length = rng.randrange(1, min(top.size - offset, rng.choice((100, 100000, 1 << 30))) + 1)
+        if rng.random() < 0.6:
+            top.mark(offset, length)
+        else:
+            top.take(offset, length)
+        assert top.remaining() == sum(count for _offset, count in top.bits.runs())
+    job.cancel()
+    job.wait()

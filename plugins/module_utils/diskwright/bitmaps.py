@@ -103,24 +103,28 @@ class Bitmap:
         self.pieces = {}
         self.kept = 0
 
-    def runs(self, offset: int = 0) -> Iterator[tuple[int, int]]:
-        """(offset, length) in bytes of what was written, ascending; neighbours may be separate runs. Those that end before `offset`
-        are left out."""
+    def runs(self, offset: int = 0, end: Optional[int] = None, most: int = RUNS) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes of what was written, ascending; neighbours may be separate runs.
+
+        Only those in the units between `offset` and `end`, cut off there; `most` are looked for at a time.
+        """
         from . import kernels
 
         per_piece = self.piece * 8
-        begin, inside = divmod(offset // self.granularity, per_piece)
-        for index in range(begin, self.count):
+        first = offset // self.granularity
+        last = self.bits if end is None else min(-(-end // self.granularity), self.bits)
+        while first < last:
+            index, at = divmod(first, per_piece)
+            base = index * per_piece
+            stop = min(per_piece, last - base)
+            first = base + stop
             piece = self.get(index)
-            if piece is None:
-                continue
-            base, at = index * per_piece, inside if index == begin else 0
-            while at < per_piece:
-                found = kernels.bit_runs(piece, at, per_piece - at, RUNS)
+            while piece is not None and at < stop:
+                found = kernels.bit_runs(piece, at, stop - at, most)
                 for start, count in found:
                     low = (base + start) * self.granularity
                     yield low, min((base + start + count) * self.granularity, self.size) - low
-                at = sum(found[-1]) if len(found) == RUNS else per_piece
+                at = sum(found[-1]) if len(found) == most else stop
 
     def resize(self, size: int) -> None:
         """The disk has another size now; what is new was not written."""

@@ -111,14 +111,26 @@ class MirrorTop(JobFilter):
         self.blocking = blocking
         self.bits = Bitmap("", granularity, self.size, True, PIECE)
         self.guard = Lock()  # of `bits`
+        self.dirty_bytes = 0
         self.news = Event()  # set when something becomes dirty
         self.failed: Optional[BaseException] = None  # a write to the target that did not work
 
     def mark(self, offset: int, length: int) -> None:
         """Note that a range is not in the target."""
         with self.guard:
+            self.dirty_bytes -= self._count(offset, length)
             self.bits.set(offset, length)
+            self.dirty_bytes += self._count(offset, length)
         self.news.set()
+
+    def _count(self, offset: int, length: int) -> int:
+        """Bytes that are dirty in the units of a range."""
+        return sum(count for _offset, count in self.bits.runs(offset, offset + length))
+
+    def _clear(self, offset: int, length: int) -> None:
+        """Whole units are clean now."""
+        self.dirty_bytes -= self._count(offset, length)
+        unset(self.bits, offset, length)
 
     def peek(self, position: int) -> Optional[tuple[int, int]]:
         """The first dirty range at `position` or behind it, or else the first of all: (offset, length)."""
@@ -135,18 +147,17 @@ class MirrorTop(JobFilter):
             if found is None:
                 return None
             length = min(found[1], max(most // self.unit, 1) * self.unit)
-            unset(self.bits, found[0], length)
+            self._clear(found[0], length)
             return found[0], min(length, self.bits.size - found[0])
 
     def clean(self, offset: int, length: int) -> None:
         """A range is about to be copied."""
         with self.guard:
-            unset(self.bits, offset, length)
+            self._clear(offset, length)
 
     def remaining(self) -> int:
         """Bytes that are dirty."""
-        with self.guard:
-            return sum(length for _offset, length in self.bits.runs())
+        return self.dirty_bytes
 
     def written(self, offset: int, length: int, write: Callable[[], None], view: Optional[memoryview], unmap: bool) -> None:
         """See JobFilter.written: the target is written after the child, and what it did not get is dirty."""
@@ -180,26 +191,12 @@ class MirrorTop(JobFilter):
         end = offset + length if offset + length >= self.bits.size else (offset + length) // self.unit * self.unit
         if first < end:
             with self.guard:
-                unset(self.bits, first, end - first)
+                self._clear(first, end - first)
 
 
 def first_run(bitmap: Bitmap, start: int, end: int) -> Optional[tuple[int, int]]:
-    """The first run of set bits that touches start .. end, as (offset, length) clipped to it; None where there is none."""
-    from .. import kernels
-
-    per_piece = bitmap.piece * 8
-    first = start // bitmap.granularity
-    stop = min(-(-end // bitmap.granularity), bitmap.bits)
-    while first < stop:
-        index, low = divmod(first, per_piece)
-        piece = bitmap.get(index)
-        high = min(per_piece, stop - index * per_piece)
-        if piece is not None:
-            for at, count in kernels.bit_runs(piece, low, high - low, 1):
-                offset = (index * per_piece + at) * bitmap.granularity
-                return offset, min(count * bitmap.granularity, bitmap.size - offset)
-        first = (index + 1) * per_piece
-    return None
+    """The first run of set bits that touches start .. end: (offset, length); None where there is none."""
+    return next(bitmap.runs(start, end, 1), None)
 
 
 def unset(bitmap: Bitmap, offset: int, length: int) -> None:
