@@ -291,3 +291,15 @@ def test_a_client_that_stops_in_the_tls_handshake(tmp_path: Path, image: Path) -
             while not client.gone():
                 pass
             client.socket.close()
+
+
+def test_what_cannot_be_flushed_in_the_end_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(bytes(65536))
+    words = "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=disk.raw"
+    words += ",file.inject-error.0.event=flush_to_disk,file.inject-error.0.errno=28"
+    with pytest.raises(AssertionError, match="No space left on device"):
+        with command("-k", str(tmp_path / "s.sock"), "--image-opts", words, place=tmp_path):
+            with Client(str(tmp_path / "s.sock")).go() as client:
+                client.write(0, b"x")
+                assert client.do(nbd.CMD_FLUSH) == nbd.ENOSPC
+                assert client.read(0, 1) == b"x"
