@@ -296,7 +296,7 @@ def test_a_client_that_stops_in_the_tls_handshake(tmp_path: Path, image: Path) -
 def test_what_cannot_be_flushed_in_the_end_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "disk.raw").write_bytes(bytes(65536))
     words = "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=disk.raw"
-    words += ",file.inject-error.0.event=flush_to_disk,file.inject-error.0.errno=28"
+    words += ",file.inject-error.0.event=flush_to_disk,file.inject-error.0.iotype=flush,file.inject-error.0.errno=28"
     with pytest.raises(AssertionError, match="No space left on device"):
         with command("-k", str(tmp_path / "s.sock"), "--image-opts", words, place=tmp_path):
             with Client(str(tmp_path / "s.sock")).go() as client:
