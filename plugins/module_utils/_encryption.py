@@ -22,27 +22,6 @@ if TYPE_CHECKING:
 
 KEY, OLD_KEY, SOURCE_KEY, BACKING_KEY = "key", "old-key", "source-key", "backing-key"  # ids of secrets
 HIDDEN = "(not shown)"
-NEW_IMAGE: dict[str, Any] = {
-    "type": "dict",
-    "options": {
-        "passphrase": {"type": "str", "no_log": True},
-        "passphrase_file": {"type": "path", "no_log": False},
-    },
-    "mutually_exclusive": [("passphrase", "passphrase_file")],
-    "required_one_of": [("passphrase", "passphrase_file")],
-}
-ANY_IMAGE: dict[str, Any] = {
-    **NEW_IMAGE,
-    "options": {
-        **NEW_IMAGE["options"],
-        "old_passphrase": {"type": "str", "no_log": True},
-        "old_passphrase_file": {"type": "path", "no_log": False},
-        "erase_old": {"type": "bool", "default": False},
-        "verify": {"type": "bool", "default": True},
-        "keyslot": {"type": "int", "no_log": False},
-    },
-    "mutually_exclusive": [*NEW_IMAGE["mutually_exclusive"], ("old_passphrase", "old_passphrase_file")],
-}
 
 
 class Encryption:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
-from . import _encryption, _policy
+from . import _policy
 from ._options import stored
 from ._plan import Refusal
 
@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterator, Optional
 
+    from ._encryption import Encryption
     from .diskwright.node import Format
 
 
@@ -32,17 +33,22 @@ def opened(path: str) -> Iterator[Format]:
         yield node
 
 
-def described(node: Format, encryption: Optional[_encryption.Encryption] = None) -> dict[str, Any]:
+def described(node: Format, encryption: Optional[Encryption] = None) -> dict[str, Any]:
     """The state of an open image; with `encryption` also which key slots that opens."""
-    return {
+    state = {
         "state": "present",
         "format": node.driver,
         "size": node.size,
         "backing_file": node.backing_filename,
         "backing_format": node.backing_format,
         "options": stored(node),
-        **_encryption.observe(node, encryption),
+        "encryption": None,
     }
+    if node.encrypted:
+        from ._encryption import observe as observe_encryption
+
+        state.update(observe_encryption(node, encryption))
+    return state
 
 
 def observe(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 
 from ansible.module_utils.basic import AnsibleModule
 
-from . import _policy, _progress
+from . import _policy
 from . import diskwright as library
 from ._plan import Refusal, after, difference, visible
 from .diskwright.errors import Error, Locked
@@ -49,19 +49,26 @@ def run(task: Task, **declaration: Any) -> None:
         from .diskwright import kernels
 
         backend = kernels.backend()
-        _progress.start(module.params.get("progress_file"))
+        if module.params.get("progress_file") is not None:
+            from . import _progress
+
+            _progress.start(module.params["progress_file"])
         result = _until_unlocked(module, task)
     except EXPECTED as exc:
-        _end_report(True)
+        _end_report(module, True)
         module.fail_json(**failure(exc), **({"changed": True, "plan": _taken} if _taken else {}))
     except Stopped as exc:
-        _end_report(True)
+        _end_report(module, True)
         module.fail_json(msg="stopped by %s" % exc, error="Stopped")
-    _end_report(False)
+    _end_report(module, False)
     module.exit_json(diskwright={"version": library.__version__, "kernels": backend}, **result)
 
 
-def _end_report(failed: bool) -> None:
+def _end_report(module: AnsibleModule, failed: bool) -> None:
+    if module.params.get("progress_file") is None:
+        return
+    from . import _progress
+
     try:
         _progress.end(failed)
     except OSError:
@@ -139,7 +146,9 @@ def carry_out(module: AnsibleModule, path: str, have: Mapping[str, Any], steps: 
     result: dict[str, Any] = {"changed": bool(steps), "plan": plan}
     if module._diff:  # pylint: disable=protected-access
         result["diff"] = difference(path, have, steps)
-    if not module.check_mode:
+    if steps and not module.check_mode:
+        from . import _progress
+
         for number, (step, entry) in enumerate(zip(steps, plan), 1):
             _progress.begin(number, len(steps), step.verb, step.target)
             entry.update(step.run() or {})

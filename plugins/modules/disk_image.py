@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-
 DOCUMENTATION = r"""
 module: disk_image
 short_description: Make sure that a disk image exists as it should be, or does not exist
@@ -344,9 +342,11 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+import os  # noqa: E402
+
 from ..module_utils import _policy  # noqa: E402
 from ..module_utils._disk import exists, named_files, observe, plan, wanted  # noqa: E402
-from ..module_utils._encryption import ANY_IMAGE, NEW_IMAGE  # noqa: E402
+from ..module_utils._arguments import ANY_IMAGE, NEW_IMAGE  # noqa: E402
 from ..module_utils._plan import Refusal  # noqa: E402
 from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, set_attributes  # noqa: E402
 

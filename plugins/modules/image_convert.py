@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-
 DOCUMENTATION = r"""
 module: image_convert
 short_description: Keep a disk image converted from another
@@ -250,9 +248,11 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+import os  # noqa: E402
+
 from ..module_utils import _policy  # noqa: E402
 from ..module_utils._conversion import observe, plan, wanted  # noqa: E402
-from ..module_utils._encryption import NEW_IMAGE  # noqa: E402
+from ..module_utils._arguments import NEW_IMAGE  # noqa: E402
 from ..module_utils._look import observe as observe_disk  # noqa: E402
 from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, set_attributes  # noqa: E402
 

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from ansible_collections.diskwright.images.plugins.module_utils._disk import plan
+from ansible_collections.diskwright.images.plugins.module_utils._disk import plan, satisfied
+from ansible_collections.diskwright.images.plugins.module_utils._steps import plan as all_steps
 from ansible_collections.diskwright.images.plugins.module_utils._encryption import Encryption
 from ansible_collections.diskwright.images.plugins.module_utils._plan import Refusal, after, difference
 from ansible_collections.diskwright.images.plugins.module_utils.diskwright.drivers import lookup_format
@@ -125,6 +126,15 @@ def test_a_plan_leads_where_it_should_and_a_satisfied_want_needs_none():
             assert plan(want, reached) == [], (want, have)
     for verb in ("create", "remove", "resize", "rebase", "commit", "amend", "convert", "allocate"):
         assert verbs.count(verb) > 15, verb
+
+
+def test_what_is_seen_at_once_to_be_satisfied_is():
+    count = 0
+    for want, have in pairs():
+        if want["state"] == "present" and have["state"] == "present" and satisfied(want, have):
+            count += 1
+            assert all_steps(want, have) == [], (want, have)
+    assert count > 20
 
 
 def test_what_destroys_data_needs_its_permission():
