@@ -1,10 +1,9 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs on nodes that are written all the time: what is copied is what it should be, and nothing is lost."""
+"""Mirrors, commits, streams and snapshots of nodes that are written all the time: what is copied is what it should be, and nothing is lost."""
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
@@ -14,73 +13,15 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from living import CLUSTER, SIZE, Writer, content, finish, image, pattern, qemu_img
 
 from diskwright.errors import Error
 from diskwright.graph import Graph
-from diskwright.jobs import backup, commit, creation, dirty, exports, mirror, nodes, snapshots, stream, transaction
+from diskwright.jobs import backup, commit, creation, dirty, exports, mirror, nodes, snapshots, stream
 from diskwright.jobs.live import Live
-from diskwright.node import ALL, CONSISTENT_READ, RESIZE, WRITE
+from diskwright.node import CONSISTENT_READ, WRITE
 from diskwright.qmp.arguments import read
 from diskwright.root import Root
-
-SIZE = 8 << 20
-CLUSTER = 64 << 10
-
-
-def qemu_img(*args: object) -> str:
-    return subprocess.run(["qemu-img", *map(str, args)], check=True, capture_output=True, text=True).stdout
-
-
-class Writer:
-    """A client that writes at random, and remembers what the disk should hold."""
-
-    def __init__(self, live: Live, node: str, content: bytes, seed: int = 1, most: int = 40000, pause: float = 0.0005) -> None:
-        self.root = Root(live.graph, node, CONSISTENT_READ | WRITE, ALL & ~RESIZE, "a client")
-        self.model = bytearray(content)
-        self.writes = 0
-        self.failure: Optional[BaseException] = None
-        self._random = random.Random(seed)
-        self._most = most
-        self._pause = pause
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        rng = self._random
-        try:
-            while not self._stop.wait(self._pause):
-                offset = rng.randrange(len(self.model))
-                length = min(rng.randrange(1, self._most), len(self.model) - offset)
-                if rng.random() < 0.8:
-                    data = rng.randbytes(16) * (length // 16 + 1)
-                    self.root.pwrite(offset, data[:length])
-                    self.model[offset : offset + length] = data[:length]
-                else:
-                    self.root.pwrite_zeroes(offset, length, rng.random() < 0.5)
-                    self.model[offset : offset + length] = bytes(length)
-                self.writes += 1
-        except BaseException as exc:
-            self.failure = exc
-
-    def wait(self, more: int = 20) -> None:
-        """Until it has written so many times more."""
-        until = self.writes + more
-        while self.writes < until and self.failure is None:
-            self._stop.wait(0.001)
-
-    def stop(self) -> bytes:
-        """What the disk should hold."""
-        self._stop.set()
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-        return bytes(self.model)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.root.close()
 
 
 @pytest.fixture
@@ -90,43 +31,6 @@ def live() -> Iterator[Live]:
     yield living
     living.close()
     graph.close()
-
-
-def pattern(size: int = SIZE, seed: int = 7) -> bytes:
-    """Data, with zeroes in between."""
-    rng = random.Random(seed)
-    return b"".join(rng.choice((bytes(CLUSTER), rng.randbytes(64) * (CLUSTER // 64))) for _cluster in range(size // CLUSTER))
-
-
-def image(live: Live, directory: Path, name: str, content: bytes = b"", backing: Optional[str] = None, **options: Any) -> Path:
-    """A qcow2 image of SIZE bytes, open as the node `name`."""
-    path = directory / (name + ".qcow2")
-    below = () if backing is None else ("-b", directory / (backing + ".qcow2"), "-F", "qcow2")
-    qemu_img("create", "-q", "-f", "qcow2", *below, path, SIZE)
-    nodes.add(live, {"driver": "qcow2", "node-name": name, "file": {"driver": "file", "filename": str(path)}, "backing": backing, **options})
-    if content:
-        with Root(live.graph, name, CONSISTENT_READ | WRITE) as root:
-            for offset in range(0, len(content), CLUSTER):
-                if any(content[offset : offset + CLUSTER]):
-                    root.pwrite(offset, content[offset : offset + CLUSTER])
-    return path
-
-
-def content(live: Live, name: str) -> bytes:
-    with Root(live.graph, name) as root:
-        return root.pread(0, root.size)
-
-
-def check(path: Path) -> None:
-    """The image is consistent, says QEMU."""
-    qemu_img("check", "-q", path)
-
-
-def finish(live: Live, *paths: Path) -> None:
-    live.close()
-    live.graph.close()
-    for path in paths:
-        check(path)
 
 
 def mirror_options(**values: Any) -> mirror.MirrorOptions:
@@ -263,140 +167,6 @@ def test_stream(live: Live, tmp_path: Path, base: Optional[str]) -> None:
     assert raw.read_bytes() == model
 
 
-def backup_options(**values: Any) -> backup.BackupOptions:
-    return backup.BackupOptions(**{"job_id": "j", "device": "disk", "target": "copy", "sync": "full", **values})
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_backup_has_what_was_there_when_it_began(live: Live, tmp_path: Path, compress: bool) -> None:
-    first = pattern()
-    image(live, tmp_path, "disk", first)
-    copy = image(live, tmp_path, "copy")
-    writer = Writer(live, "disk", first, pause=0.001)
-    try:
-        with live.lock, live.graph.drained():
-            moment = bytes(writer.root.pread(0, SIZE))
-            job = backup.backup(live, backup_options(compress=compress, speed=32 << 20))
-        assert job.wait() == "null" and job.error is None
-        assert content(live, "copy") == moment
-        writer.wait()
-        model = writer.stop()
-        assert writer.root.pread(0, SIZE) == model != moment
-    finally:
-        writer.close()
-    finish(live, copy, tmp_path / "disk.qcow2")
-
-
-def test_backup_of_a_cancelled_job_leaves_the_disk_alone(live: Live, tmp_path: Path) -> None:
-    first = pattern()
-    image(live, tmp_path, "disk", first)
-    copy = image(live, tmp_path, "copy")
-    writer = Writer(live, "disk", first)
-    try:
-        job = backup.backup(live, backup_options(speed=CLUSTER))
-        writer.wait()
-        job.cancel()
-        assert job.wait() == "null" and job.error == "Operation canceled"
-        assert writer.root.node.name == "disk"
-        writer.wait()
-        model = writer.stop()
-        assert writer.root.pread(0, SIZE) == model
-    finally:
-        writer.close()
-    finish(live, copy, tmp_path / "disk.qcow2")
-
-
-@pytest.mark.parametrize("persistent", [False, True])
-def test_incremental_backups_while_a_client_writes(live: Live, tmp_path: Path, persistent: bool) -> None:
-    first = pattern()
-    image(live, tmp_path, "disk", first)
-    image(live, tmp_path, "copy")
-    writer = Writer(live, "disk", first, most=3000, pause=0.01)
-    try:
-        with live.lock, live.graph.drained():
-            dirty.add(live, dirty.NewBitmap(node="disk", name="b", persistent=persistent))
-            backup.backup(live, backup_options(job_id="full"))
-        live.jobs.find("full").wait()
-        for number in range(3):
-            writer.wait()
-            with live.lock, live.graph.drained():
-                moment = bytes(writer.root.pread(0, SIZE))
-                marked = sum(count for _offset, count in live.bitmap(live.node("disk"), "b").runs())
-                job = backup.backup(live, backup_options(job_id="i%d" % number, sync="incremental", bitmap="b"))
-                assert job.total == marked
-            assert job.wait() == "null" and job.error is None
-            assert content(live, "copy") == moment
-        writer.stop()
-    finally:
-        writer.close()
-    finish(live, tmp_path / "disk.qcow2")
-
-
-def test_a_failed_incremental_backup_keeps_the_bits(live: Live, tmp_path: Path) -> None:
-    image(live, tmp_path, "disk", pattern())
-    image(live, tmp_path, "copy")
-    dirty.add(live, dirty.NewBitmap(node="disk", name="b"))
-    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
-        for cluster in (1, 5, 9, 40):
-            root.pwrite(cluster * CLUSTER, b"y")
-    marked = live.bitmap(live.node("disk"), "b").runs()
-    client = Root(live.graph, "disk", CONSISTENT_READ | WRITE)
-    for mode, left in (("on-success", 4), ("always", None), ("never", None)):
-        sync = "incremental" if mode == "on-success" else "bitmap"
-        job = backup.backup(live, backup_options(sync=sync, bitmap="b", bitmap_mode=mode, speed=1))
-        client.pwrite(50 * CLUSTER, b"z")
-        with pytest.raises(Error, match="Permission conflict on node 'disk'"):  # it would be written past the job
-            Root(live.graph, "disk", CONSISTENT_READ | WRITE)
-        while not job.current:
-            job.sleep(0.01)
-        with pytest.raises(Error, match="currently in use by another operation"):
-            dirty.clear(live, dirty.BitmapName(node="disk", name="b"))
-        job.cancel()
-        assert job.wait() == "null"
-        runs = live.bitmap(live.node("disk"), "b").runs()
-        if left is not None:
-            assert runs == [*marked, (50 * CLUSTER, CLUSTER)]
-        elif mode == "always":
-            assert sum(count for _offset, count in runs) < 5 * CLUSTER and runs[-1][0] == 50 * CLUSTER
-            kept = runs
-        else:
-            assert runs == kept
-    client.close()
-
-
-def test_backup_of_the_top_layer_alone(live: Live, tmp_path: Path) -> None:
-    image(live, tmp_path, "base", pattern(seed=1))
-    image(live, tmp_path, "disk", backing="base")
-    image(live, tmp_path, "copy", backing="base")
-    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
-        root.pwrite(3 * CLUSTER, b"new" * 1000)
-    job = backup.backup(live, backup_options(sync="top"))
-    assert job.wait() == "null" and job.error is None
-    assert content(live, "copy") == content(live, "disk")
-    allocated = [(e.offset, e.length) for e in live.node("copy").block_status(0, SIZE, False) if e.status & 0x10]
-    assert allocated == [(3 * CLUSTER, CLUSTER)]
-
-
-def test_backup_of_what_is_written_keeps_a_moment(live: Live, tmp_path: Path) -> None:
-    first = pattern()
-    image(live, tmp_path, "disk", first)
-    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp_path / "disk.qcow2", "-F", "qcow2", tmp_path / "copy.qcow2")
-    nodes.add(live, {"driver": "qcow2", "node-name": "copy", "file": {"driver": "file", "filename": str(tmp_path / "copy.qcow2")}, "backing": "disk"})
-    writer = Writer(live, "disk", first)
-    try:
-        with live.lock, live.graph.drained():
-            moment = writer.root.pread(0, SIZE)
-            job = backup.backup(live, backup_options(sync="none"))
-        for _look in range(3):
-            writer.wait()
-            assert content(live, "copy") == moment
-        job.cancel()
-        job.wait()
-        assert live.node("copy").backing is live.node("disk")
-    finally:
-        writer.close()
-
-
 def test_snapshots_while_a_client_writes(live: Live, tmp_path: Path) -> None:
     first = pattern()
     image(live, tmp_path, "disk", first)
@@ -424,49 +194,6 @@ def test_snapshots_while_a_client_writes(live: Live, tmp_path: Path) -> None:
     finish(live, tmp_path / "disk.qcow2")
 
 
-def test_a_transaction_is_one_moment_for_all(live: Live, tmp_path: Path) -> None:
-    first = pattern()
-    for name in ("disk", "second", "copy", "copy2"):
-        image(live, tmp_path, name, first if name in ("disk", "second") else b"")
-    writer = Writer(live, "disk", first)
-    try:
-        writer.wait()
-        with live.lock, live.graph.drained():
-            moment = writer.root.pread(0, SIZE)
-            actions: list[tuple[str, Any]] = [
-                ("block-dirty-bitmap-add", dirty.NewBitmap(node="disk", name="b")),
-                ("blockdev-backup", backup_options(job_id="one")),
-                ("blockdev-backup", backup_options(job_id="two", device="second", target="copy2")),
-            ]
-            jobs = transaction.transaction(live, actions, grouped=True)
-        assert [job.wait() for job in jobs] == ["null", "null"]
-        assert content(live, "copy") == moment and content(live, "copy2") == first
-        with pytest.raises(Error, match="Transaction aborted using Abort action"):
-            options = {"node_name": "disk", "snapshot_file": str(tmp_path / "over.qcow2"), "snapshot_node_name": "over"}
-            abort = transaction.Abort()
-            transaction.transaction(live, [("blockdev-snapshot-sync", snapshots.FileSnapshot(**options)), ("abort", abort)])
-        assert writer.root.node.name == "disk" and not (tmp_path / "over.qcow2").exists()
-        writer.wait()
-        model = writer.stop()
-        assert writer.root.pread(0, SIZE) == model
-    finally:
-        writer.close()
-
-
-def test_one_that_fails_takes_its_group_with_it(live: Live, tmp_path: Path) -> None:
-    for name in ("disk", "second", "copy", "copy2"):
-        image(live, tmp_path, name, pattern())
-    actions = [
-        ("blockdev-backup", backup_options(job_id="one")),
-        ("blockdev-backup", backup_options(job_id="two", device="second", target="copy2", speed=1)),
-    ]
-    jobs = transaction.transaction(live, actions, grouped=True)
-    assert jobs[0].wait("waiting") == "waiting"
-    jobs[1].cancel()
-    assert [job.wait() for job in jobs] == ["null", "null"]
-    assert [job.error for job in jobs] == ["Operation canceled"] * 2
-
-
 def test_create_and_amend(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "new.qcow2"
     job = creation.create(live, "c", {"driver": "file", "filename": str(path), "size": 0})
@@ -490,45 +217,6 @@ def test_create_and_amend(live: Live, tmp_path: Path) -> None:
     nodes.add(live, {"driver": "qcow2", "node-name": "q", "file": "file", "encrypt": {"format": "luks", "key-secret": "new"}})
     with pytest.raises(Error, match="Cannot find device='' nor node-name='nope'"):
         creation.amend(live, "e", "nope", {"driver": "qcow2"})
-
-
-def test_a_pause_holds_a_job(live: Live, tmp_path: Path) -> None:
-    image(live, tmp_path, "disk", pattern())
-    image(live, tmp_path, "copy")
-    job = backup.backup(live, backup_options(speed=1 << 20))
-    job.pause()
-    assert job.status == "paused"
-    done = job.current
-    job.changed.acquire()
-    job.changed.release()
-    assert job.current == done
-    job.set_speed(0)
-    job.resume()
-    assert job.wait() == "null" and job.error is None
-
-
-def test_no_space_stops_a_job_until_it_is_told_to_go_on(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image(live, tmp_path, "disk", pattern())
-    image(live, tmp_path, "copy")
-    target = live.node("copy")
-    full = threading.Event()
-    full.set()
-
-    def refuse(self: Any, offset: int, length: int) -> Any:
-        if full.is_set():
-            raise OSError(28, "No space left on device")
-        return type(target)._alloc(target, offset, length)
-
-    monkeypatch.setattr(target, "_alloc", refuse.__get__(target))
-    seen: list[str] = []
-    live.events.listen(lambda event: seen.append(event["event"]))
-    job = backup.backup(live, backup_options(on_target_error="enospc"))
-    assert job.wait("paused") == "paused"
-    assert job.block_json()["io-status"] == "nospace" and "BLOCK_JOB_ERROR" in seen
-    full.clear()
-    job.resume()
-    assert job.wait() == "null" and job.error is None
-    assert content(live, "copy") == content(live, "disk")
 
 
 def test_another_backing_node_and_another_throttle_group(live: Live, tmp_path: Path) -> None:
@@ -729,7 +417,7 @@ def test_everything_at_once_over_nbd(live: Live, tmp_path: Path) -> None:
         writer.wait()
         with live.lock, live.graph.drained():
             moment = content(live, "disk")
-            saving = backup.backup(live, backup_options(target="save", speed=64 << 20))
+            saving = backup.backup(live, backup.BackupOptions(job_id="save", device="disk", target="save", sync="full", speed=64 << 20))
         assert saving.wait() == "null" and saving.error is None
         assert content(live, "save") == moment
         options = {"node_name": "disk", "snapshot_file": str(tmp_path / "over"), "snapshot_node_name": "over"}
@@ -755,43 +443,6 @@ def test_everything_at_once_over_nbd(live: Live, tmp_path: Path) -> None:
     exports.remove(live, "e", "hard")
     assert content(live, "copy") == model
     finish(live, tmp_path / "copy.qcow2", tmp_path / "disk.qcow2")
-
-
-def test_a_bitmap_in_memory_can_be_exported(live: Live, tmp_path: Path) -> None:
-    image(live, tmp_path, "disk")
-    dirty.add(live, dirty.NewBitmap(node="disk", name="b"))
-    with Root(live.graph, "disk", CONSISTENT_READ | WRITE) as root:
-        root.pwrite(3 * CLUSTER + 5, b"x")
-    dirty.disable(live, dirty.BitmapName(node="disk", name="b"))
-    exports.start_server(live, read(exports.ServerOptions, {"addr": {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}}))
-    exports.add(live, read(exports.ExportOptions, {"type": "nbd", "id": "e", "node-name": "disk", "bitmaps": ["b"]}))
-    words = "driver=nbd,export=disk,server.type=unix,server.path=%s,x-dirty-bitmap=qemu:dirty-bitmap:b" % (tmp_path / "nbd")
-    found = json.loads(qemu_img("map", "--output=json", "--image-opts", words))
-    assert [(part["start"], part["length"]) for part in found if not part["data"]] == [(3 * CLUSTER, CLUSTER)]
-
-
-@pytest.mark.parametrize("first_ends_first", [True, False])
-def test_two_backups_of_one_disk(live: Live, tmp_path: Path, first_ends_first: bool) -> None:
-    first = pattern()
-    for name in ("disk", "copy", "copy2"):
-        image(live, tmp_path, name, first if name == "disk" else b"")
-    writer = Writer(live, "disk", first)
-    jobs = []
-    moments = []
-    try:
-        for name, speed in (("copy", 64 << 20 if first_ends_first else 16 << 20), ("copy2", 32 << 20)):
-            with live.lock, live.graph.drained():
-                moments.append(writer.root.pread(0, SIZE))
-                jobs.append(backup.backup(live, backup_options(job_id=name, target=name, speed=speed)))
-            writer.wait(5)
-        for job in jobs if first_ends_first else reversed(jobs):
-            assert job.wait() == "null" and job.error is None
-        assert [content(live, name) for name in ("copy", "copy2")] == moments
-        assert writer.root.node.name == "disk"
-        model = writer.stop()
-        assert writer.root.pread(0, SIZE) == model
-    finally:
-        writer.close()
 
 
 def test_what_is_dirty_is_counted(live: Live, tmp_path: Path) -> None:
