@@ -124,7 +124,7 @@ def test_names(gallery: Path, line: str) -> None:
 SAME_EVENTS = (
     "l1_update l1_grow_alloc_table l1_grow_write_table l1_grow_activate_table l2_load l2_update l2_alloc_cow_read l2_alloc_write read_aio read_backing_aio "
     "read_compressed write_aio vmstate_load vmstate_save cow_read cow_write reftable_grow reftable_update refblock_load refblock_update "
-    "refblock_update_part refblock_alloc refblock_alloc_hookup refblock_alloc_write cluster_alloc cluster_free pwritev cluster_alloc_space"
+    "refblock_update_part refblock_alloc refblock_alloc_hookup refblock_alloc_write cluster_alloc cluster_free pwritev cluster_alloc_space none"
 ).split()
 DEBUGGED = "--image-opts driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename=%s"
 INJECT = ",file.inject-error.0.event=%s,file.inject-error.0.errno=28,file.inject-error.0.once=on"

@@ -52,7 +52,10 @@ class Qcow2(Format):
 
     def __init__(self, options: Qcow2Options, flags: OpenFlags) -> None:
         super().__init__(options, flags)
-        header = self.header = read_header(self.file, flags.check)
+        try:
+            header = self.header = read_header(self.file, flags.check)
+        except OSError as exc:
+            raise Error("Could not read qcow2 header: %s" % exc.strerror, errno=exc.errno) from exc
         check_options(options, header)
         self._size = header.size // 512 * 512  # as QEMU, which counts sectors
         self.cluster_size = header.cluster_size
