@@ -171,6 +171,20 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     ),
     "empty": ("-f raw empty", ["map", "alloc 0", "write 0 4k", "length", "read 0 512", "read 0 0", "truncate 1k", "write 0 1k", "length"]),
     "probed-raw": ("raw", ["length"]),
+    "numbers": (
+        "img",
+        ["read -P %s 0 4k" % text for text in "0 0x1 01 08 0b1 0o1 1_0 0XF +1 -1 -0 0x100 0xg 1.".split()]
+        + ["sleep 0x5", "sleep 1_0", "sleep +5", "sleep 1k", "sigraise -1", "truncate 1.5M", "length", "read 0.5k 1k", "read 0 1.5", "read 0x200 0x200"]
+        + ["alloc 0x1000"],
+    ),
+    "options": (
+        "img",
+        ["open", "reopen -c", "truncate -m", "write -s", "write -s raw -s img 0 4k", "read -vvv 0 4", "read -Pq 0 4", "read -- 0 4", "read 0 4 --"]
+        + ["read -qP0 0 4k", "aio_read -v 0 32 16", "aio_flush", "aio_write -P x 0 4"]
+        + ["aio_read -z 0 4", "aio_write -n 0 4", "discard -z 0 4", "map -v", "info -v", "alloc -v"],
+    ),
+    "direct": ("-n -f raw raw", ["write 1 3", "read -v 0 16", "write -z 5 3", "aio_write 7 900", "aio_flush", "read 1 1"]),
+    "directsync": ("-t directsync img", ["write 0 64k", "write -f 0 1", "flush"]),
     "others": (
         "img",
         [

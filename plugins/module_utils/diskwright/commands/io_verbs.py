@@ -12,7 +12,7 @@ from ..options import parse_value, split_pairs
 from .io_report import amount
 from .io_requests import aio_flush, aio_read, aio_write, discard, flush, read, readv, write, writev
 from .io_session import SECTOR, Failure, reason
-from .io_words import Usage, Verb, number, read_words
+from .io_words import Usage, Verb, number, read_words, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -294,10 +294,7 @@ def wait_break(session: Session, _flags: dict[str, str], words: list[str]) -> bo
 def sleep(_session: Session, _flags: dict[str, str], words: list[str]) -> bool:
     from time import sleep as wait
 
-    try:
-        milliseconds = int(words[0], 0)
-    except ValueError:
-        milliseconds = -1
+    milliseconds = whole(words[0])
     if not 0 <= milliseconds < 1 << 63:
         raise Failure("%s is not a valid number" % words[0])
     wait(milliseconds / 1000)

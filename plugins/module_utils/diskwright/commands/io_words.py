@@ -115,15 +115,27 @@ def lengths(words: Sequence[str]) -> int:
     return total
 
 
+def whole(text: str) -> int:
+    """A whole number as C reads it, in decimal, octal (01) or hexadecimal (0x1); -1 for anything else."""
+    digits = text.lstrip(" ")
+    digits = digits[1:] if digits[:1] in ("+", "-") else digits
+    base = 16 if digits[:2] in ("0x", "0X") else 8 if digits[:1] == "0" else 10
+    digits = digits[2:] if base == 16 else digits
+    if not digits or digits.strip("0123456789abcdefABCDEF"):
+        return -1
+    try:
+        value = int(digits, base)
+    except ValueError:
+        return -1
+    return -value if text.lstrip(" ")[:1] == "-" else value
+
+
 def pattern(flags: dict[str, str], otherwise: int) -> int:
     """The byte that -P gives. Raises Failure."""
     text = flags.get("P")
     if text is None:
         return otherwise
-    try:
-        value = int(text, 8 if text.strip("-+")[:1] == "0" and text.strip("-+").isdecimal() else 0)
-    except ValueError:
-        value = -1
+    value = whole(text)
     if not 0 <= value <= 255:
         raise Failure("%s is not a valid pattern byte" % text)
     return value
