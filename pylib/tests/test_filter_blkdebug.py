@@ -15,8 +15,9 @@ import diskwright
 from diskwright.errors import Denied, Error
 from diskwright.filters.blkdebug.rules import EVENTS
 from diskwright.graph import Graph
-from diskwright.hooks import OpenFlags
+from diskwright.hooks import CONSISTENT_READ, WRITE, OpenFlags
 from diskwright.node import Node
+from diskwright.root import Root
 from effort import BRIEF
 from io_side_by_side import same_io
 from side_by_side import same, setup, theirs
@@ -206,6 +207,19 @@ def test_other_threads_go_on_while_a_request_has_stopped(gallery: Path) -> None:
         assert node.pread(0, 2) == b"xy"
         with pytest.raises(Error):
             below.resume("A")
+
+
+@pytest.mark.parametrize("denied,perm", [("write", WRITE), ("consistent-read", CONSISTENT_READ)])
+def test_permissions_that_are_taken_from_others(gallery: Path, denied: str, perm: int) -> None:
+    graph = Graph()
+    graph.add({"driver": "file", "node-name": "file", "filename": str(gallery / "raw")})
+    graph.add({"driver": "blkdebug", "node-name": "debug", "image": "file", "unshare-child-perms": [denied]})
+    try:
+        with pytest.raises(Error, match="permissions '%s' are both required by .* and unshared by node 'debug'" % denied.replace("-", " ")):
+            Root(graph, "file", perm)
+        Root(graph, "file", (WRITE | CONSISTENT_READ) & ~perm).close()
+    finally:
+        graph.close()
 
 
 LIMITS = [
