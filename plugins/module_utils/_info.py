@@ -53,15 +53,8 @@ def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
         entry["map"] = [run.as_dict() for run in map_image(name, **shared)]
     if params["measure"] is not None:
-        as_text, joined = part(__package__, "_options").as_text, part(__package__, "_options").joined
-        measure = part(__package__, "diskwright.commands.measure").measure
-
-        wanted = params["measure"]
-        options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})
-        room = measure(name, target_format=wanted["format"], options=options, **shared)
-        entry["measure"] = {"required": room.required, "fully_allocated": room.fully_allocated}
-        if room.bitmaps is not None:
-            entry["measure"]["bitmaps"] = room.bitmaps
+        # what an encrypted image holds shows only to those who have its passphrase
+        entry["measure"] = None if any(record.get("encrypted") for record in found) else measured(name, params["measure"], shared)
     if params.get("content_checksum"):
         from .diskwright.graph import open_image
         from .diskwright.node import OpenFlags
@@ -70,6 +63,17 @@ def describe(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
         with open_image(name, params["format"], OpenFlags(force_share=True), policy=_policy.current()) as node:
             entry["content_checksum"] = content_checksum(node)
     return entry
+
+
+def measured(name: str, wanted: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, int]:
+    """The bytes that a new image with the content of `name` would need. Raises Error and OSError."""
+    as_text, joined = part(__package__, "_options").as_text, part(__package__, "_options").joined
+    options = joined({key: as_text(value) for key, value in (wanted["options"] or {}).items()})
+    room = part(__package__, "diskwright.commands.measure").measure(name, target_format=wanted["format"], options=options, **shared)
+    sizes = {"required": room.required, "fully_allocated": room.fully_allocated}
+    if room.bitmaps is not None:
+        sizes["bitmaps"] = room.bitmaps
+    return sizes
 
 
 def underscored(value: Any) -> Any:

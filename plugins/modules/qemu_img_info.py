@@ -194,7 +194,7 @@ images:
       type: str
       sample: 0f3c8a5b6d0e7a4f1c2b9d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a
     measure:
-      description: The bytes that a new image would need.
+      description: The bytes that a new image would need; V(null) where the image, or one of its chain that is described, is encrypted.
       returned: with O(measure)
       type: dict
       sample: {required: 393216, fully_allocated: 21478375424}
