@@ -264,11 +264,11 @@ def test_what_is_refused_is_said(image: Path, words: list[str], message: str, ca
     from diskwright.cli import main
 
     monkeypatch.chdir(image.parent)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before = signal.getsignal(signal.SIGTERM)
     try:
         assert main(["diskwright", "serve", *words]) == 1
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGTERM, before)
     assert message in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ GLOBAL_OPTIONS = (
 )
 
 # Commands that are told to stop cleanly: what they leave must not depend on where a signal hits them.
-INTERRUPTIBLE = ("amend", "bench", "bitmap", "check", "commit", "convert", "create", "dd", "rebase", "resize", "snapshot")
+INTERRUPTIBLE = ("amend", "bench", "bitmap", "check", "commit", "convert", "create", "dd", "rebase", "resize", "serve", "snapshot")
 
 
 class Stopped(BaseException):

@@ -171,7 +171,6 @@ def main(args: Sequence[str], ui: UI) -> int:
     if "list" in given:
         return _list(given, ui)
     from ..server.daemon import Background, PidFile
-    from ..server.service import block_signals
 
     background = None
     if "fork" in given:
@@ -179,7 +178,6 @@ def main(args: Sequence[str], ui: UI) -> int:
         background = Background()
         if background.code is not None:
             return background.code
-    block_signals()
     serve = _prepare(given, ui)
     pid_file: Optional[PidFile] = None
 
@@ -195,6 +193,9 @@ def main(args: Sequence[str], ui: UI) -> int:
 
     try:
         serve.run(ready)
+    except BaseException:
+        serve.close(0)
+        raise
     finally:
         if pid_file is not None:
             pid_file.remove()

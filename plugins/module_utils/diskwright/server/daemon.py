@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import os
-from typing import Optional
+import select
+import signal
+import socket
+from typing import Any, Optional
 
 from ..errors import Error
 
@@ -33,6 +36,47 @@ class Background:
         os.close(null)
         os.write(self._ready, b"r")
         os.close(self._ready)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Signals:
+    """Notes signals that ask the process to end, whichever thread they come to. For a `with` in the main thread."""
+
+    def __init__(self) -> None:
+        self._noted, self._writes = socket.socketpair()
+        self._noted.setblocking(False)
+        self._writes.setblocking(False)
+        self._before: list[Any] = []
+        self._fd = -1
+
+    def __enter__(self) -> Signals:
+        self._fd = signal.set_wakeup_fd(self._writes.fileno(), warn_on_full_buffer=False)
+        self._before = [signal.signal(number, _note) for number in SIGNALS]
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        for number, before in zip(SIGNALS, self._before):
+            signal.signal(number, before)
+        signal.set_wakeup_fd(self._fd)
+        self._noted.close()
+        self._writes.close()
+
+    def wait(self, seconds: Optional[float] = None) -> bool:
+        """Wait for one, at most so many seconds; whether one came."""
+        if not select.select([self._noted], [], [], seconds)[0]:
+            return False
+        return any(number in SIGNALS for number in self._noted.recv(1))
+
+    def release(self) -> None:
+        """Let the next one end the process, as if nobody were listening."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _note(_number: int, _frame: Any) -> None:
+    """What Python calls in the main thread; the wake-up descriptor has told already."""
 
 
 class PidFile:

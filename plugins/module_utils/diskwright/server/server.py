@@ -139,7 +139,7 @@ class NbdServer:
             left = len(self._connections)
             self._changed.notify_all()
         if reason and self.said is not None and not self._stopping:
-            self.said("%s: %s" % (connection.peer, reason))
+            self.said("".join(character if character.isprintable() else "?" for character in "%s: %s" % (connection.peer, reason)))
         if left + 1 == self.max_connections:
             self._rouse()
         if not left and self.idle is not None and not self._stopping and connection.export is not None:

@@ -17,12 +17,10 @@ from .. import graph_file
 from ..description import read_shape
 from ..errors import Error, OptionError
 from ..graph import Graph
+from .daemon import Signals
 from .exports import Export, ExportSet, export_root
 from .server import HANDSHAKE_SECONDS, MAX_CONNECTIONS, NbdServer
 from .systemd import notify
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 class Serve:
     """Everything that one serving process has. `close` ends it in good order.
@@ -47,6 +45,7 @@ class Serve:
         self.persist = persist
         self.on_start: list[Callable[[], None]] = []  # called when clients are let in
         self.before_close: list[Callable[[], None]] = []  # called first of all when it ends (QMP: its jobs)
+        self._closed = False
         self._failure: Optional[BaseException] = None
 
     # -- what is there -------------------------------------------------------------------------------------------
@@ -144,26 +143,25 @@ class Serve:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def run(self, ready: Optional[Callable[[], None]] = None) -> None:
-        """Start, call `ready`, serve until a signal of SIGNALS comes or `stop` is called, and close; in the main thread, before which
-        SIGNALS must have been blocked. A second signal disconnects clients that take their time, a third one ends the process. Raises what
-        closing raises."""
-        try:
-            self.start()
-            if ready is not None:
-                ready()
-            signal.sigwait(SIGNALS)
-        except BaseException:
-            self.close(0)
-            raise
-        closing = Thread(target=self._close_quietly, name="drain")
-        closing.start()
-        while closing.is_alive():
-            if signal.sigtimedwait(SIGNALS, 0.05) is not None:
-                for server in self.servers:
-                    server.hurry()
-                for number in SIGNALS:
-                    signal.signal(number, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        """Start, call `ready`, serve until one of SIGNALS comes or `stop` is called, and close; in the main thread. A second signal
+        disconnects clients that take their time, a third one ends the process. Raises what closing raises."""
+        with Signals() as signals:
+            try:
+                self.start()
+                if ready is not None:
+                    ready()
+                while not signals.wait():
+                    pass
+            except BaseException:
+                self.close(0)
+                raise
+            closing = Thread(target=self._close_quietly, name="drain")
+            closing.start()
+            while closing.is_alive():
+                if signals.wait(0.05):
+                    for server in self.servers:
+                        server.hurry()
+                    signals.release()
         closing.join()
         if self._failure is not None:
             raise self._failure
@@ -175,7 +173,11 @@ class Serve:
             self._failure = exc
 
     def close(self, seconds: Optional[float] = None) -> None:
-        """Finish what is under way, disconnect the clients, flush and close all nodes. Raises the first failure, after all is done."""
+        """Finish what is under way, disconnect the clients, flush and close all nodes. Raises the first failure, after all is done.
+        A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         notify(self.environment, "STOPPING=1")
         failure: Optional[BaseException] = None
         ends: list[Callable[[], Any]] = [*self.before_close]
@@ -200,8 +202,3 @@ def uri(address: Mapping[str, Any], name: str) -> str:
         return "fd:%s" % address.get("str", "")
     host = str(address["host"])
     return "nbd://%s:%s/%s" % ("[%s]" % host if ":" in host else host, address["port"], path)
-
-
-def block_signals() -> None:
-    """Keep SIGNALS for `Serve.run`; to be called before there are threads."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
