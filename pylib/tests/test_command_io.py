@@ -444,4 +444,11 @@ def test_help(gallery: Path) -> None:
         if not line.startswith("zone_"):
             assert line in listed
     assert "preallocation" in our_io(["-c", "help truncate"], gallery).out
-    assert "-c, --cmd CMD" in our_io(["--help"], gallery).out
+    text = our_io(["--help"], gallery).out
+    assert "-c, --cmd CMD" in text and text.count("  --blockdev NODE") == 1
+
+
+def test_nodes_that_are_described(gallery: Path) -> None:
+    words = "--blockdev qcow2,node-name=d,read-only=on,file.driver=file,file.filename=img --blockdev copy-on-read,node-name=c,file=d --image-opts d"
+    found = our_io([*words.split(), "-r", "-c", "read -P 1 0 4k"], gallery)
+    assert found.code == 0, found.err

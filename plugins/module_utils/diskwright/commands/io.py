@@ -28,7 +28,6 @@ COMMAND = Command(
     [
         spec.HELP,
         spec.OBJECT,
-        spec.BLOCKDEV,
         spec.IMAGE_OPTS,
         Option(
             "-c --cmd", VALUE, "CMD", key="cmd", help="run this command and do not read any from standard input;\nmay be repeated. `-c help` lists the commands"
