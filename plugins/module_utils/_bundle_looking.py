@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # ruff: noqa: F401
+# pylint: disable=unused-import
 """What looking at the commonest images takes: a module that imports this, for type checkers only, has Ansible send it along.
 
 drivers.py and parts.py of the library import by name, which Ansible does not follow. A bundle is a list of what they may be asked for.

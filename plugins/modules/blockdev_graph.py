@@ -257,7 +257,7 @@ from ..module_utils._runner import carry_out, run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_graph  # noqa: E402, F401
+    from ..module_utils import _bundle_graph  # noqa: E402, F401  # pylint: disable=unused-import
 
 IMAGE = {
     "path": {"type": "path", "required": True},

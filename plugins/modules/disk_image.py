@@ -329,12 +329,28 @@ plan:
   returned: success
   type: list
   elements: dict
-  sample:
-    - verb: resize
-      target: /var/lib/images/web.qcow2
-      command: qemu-img resize -f qcow2 /var/lib/images/web.qcow2 42949672960
-      why: it is 21474836480 bytes large and 42949672960 are wanted
-      cost: 0
+  contains:
+    verb:
+      description: What is done.
+      type: str
+      sample: resize
+    target:
+      description: The image.
+      type: str
+      sample: /var/lib/images/web.qcow2
+    command:
+      description: The command that it replaces.
+      type: str
+      sample: qemu-img resize -f qcow2 /var/lib/images/web.qcow2 42949672960
+    why:
+      description: The reason.
+      type: str
+      sample: it is 21474836480 bytes large and 42949672960 are wanted
+    cost:
+      description: How many bytes it will write, as far as that can be told beforehand.
+      returned: where it can be told
+      type: int
+      sample: 0
 diskwright:
   description: The version of the library and the kernels in use.
   returned: success
@@ -352,7 +368,7 @@ from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_remaking, _bundle_writing  # noqa: E402, F401
+    from ..module_utils import _bundle_remaking, _bundle_writing  # noqa: E402, F401  # pylint: disable=unused-import
 
 EACH = {
     "path": {"type": "path", "required": True},

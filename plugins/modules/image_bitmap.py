@@ -152,7 +152,7 @@ from ..module_utils._runner import WAITING, carry_out, reached, run  # noqa: E40
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_snapshots  # noqa: E402, F401
+    from ..module_utils import _bundle_snapshots  # noqa: E402, F401  # pylint: disable=unused-import
 
 ARGUMENTS = {
     **_policy.ARGUMENTS,

@@ -135,7 +135,20 @@ images:
   returned: always, unless an image could not be checked
   type: list
   elements: dict
-  sample: [{path: /var/lib/images/node1.qcow2, check_errors: 0, corruptions: 0, leaks: 0, messages: []}]
+  contains:
+    path:
+      description: The path that was given.
+      type: str
+      sample: /var/lib/images/node1.qcow2
+    error:
+      description: Why it could not be checked.
+      returned: with O(on_error=record), where that is so
+      type: str
+      sample: This image format does not support checks
+    corruptions:
+      description: How many contradictions there are in the metadata. The other keys of RV(check) follow.
+      type: int
+      sample: 0
 plan:
   description: The repair that was made, or would be in check mode, with the counts of what it mended.
   returned: success
@@ -162,7 +175,7 @@ from ..module_utils._runner import EXPECTED, WAITING, carry_out, failure, reache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_checking  # noqa: E402, F401
+    from ..module_utils import _bundle_checking  # noqa: E402, F401  # pylint: disable=unused-import
 
 ARGUMENTS = {
     **_policy.ARGUMENTS,

@@ -234,13 +234,38 @@ plan:
   returned: success
   type: list
   elements: dict
-  sample:
-    - verb: convert
-      target: /var/lib/images/template.qcow2
-      command: qemu-img convert -f raw -O qcow2 -c /srv/incoming/disk.raw /var/lib/images/template.qcow2
-      why: it does not exist
-      cost: 1073741824
-      bytes: 431030272
+  contains:
+    verb:
+      description: What is done.
+      type: str
+      sample: convert
+    target:
+      description: The image.
+      type: str
+      sample: /var/lib/images/web.qcow2
+    command:
+      description: The command that it replaces.
+      type: str
+      sample: qemu-img convert -f raw -O qcow2 -c /srv/incoming/disk.raw /var/lib/images/template.qcow2
+    why:
+      description: The reason.
+      type: str
+      sample: it does not exist
+    cost:
+      description: How many bytes it will write, as far as that can be told beforehand.
+      returned: where it can be told
+      type: int
+      sample: 0
+    bytes:
+      description: The bytes that the destination takes in its file system.
+      returned: where it was made
+      type: int
+      sample: 431030272
+    content_checksum:
+      description: The checksum of the content, in hexadecimal digits.
+      returned: with O(content_checksum) or O(content_file), where it was made
+      type: str
+      sample: 0f3c8a5b6d0e7a4f1c2b9d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a
 diskwright:
   description: The version of the library and the kernels in use.
   returned: success
@@ -258,7 +283,7 @@ from ..module_utils._runner import REPORTING, WAITING, carry_out, reached, run, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_converting  # noqa: E402, F401
+    from ..module_utils import _bundle_converting  # noqa: E402, F401  # pylint: disable=unused-import
 
 ARGUMENTS = {
     **_policy.ARGUMENTS,

@@ -188,7 +188,7 @@ from ..module_utils._snapshot import observe, plan, unmark, wanted  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_snapshots  # noqa: E402, F401
+    from ..module_utils import _bundle_snapshots  # noqa: E402, F401  # pylint: disable=unused-import
 
 ARGUMENTS = {
     **_policy.ARGUMENTS,

@@ -210,7 +210,8 @@ from ..module_utils._runner import run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_looking  # noqa: E402, F401
+    from ..module_utils import _bundle_looking  # noqa: E402, F401  # pylint: disable=unused-import
+
 
 def task(module):
     return {"changed": False, "images": [describe(path, module.params) for path in module.params["path"]]}

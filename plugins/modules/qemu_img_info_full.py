@@ -48,7 +48,20 @@ images:
   returned: success
   type: list
   elements: dict
-  sample: [{path: /var/lib/images/web.vhdx, exists: true, format: vhdx, virtual_size: 21474836480}]
+  contains:
+    path:
+      description: The path that was given.
+      type: str
+      sample: /var/lib/images/web.vhdx
+    exists:
+      description: Whether there is such a file.
+      type: bool
+      sample: true
+    inspect:
+      description: The verdict on an image that somebody else made.
+      returned: with O(inspect)
+      type: dict
+      sample: {safe: true, reasons: [], references: []}
 diskwright:
   description: The version of the library and the kernels in use.
   returned: success
@@ -61,7 +74,8 @@ from ..module_utils._runner import run  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..module_utils import _bundle_reading, _bundle_sources, _bundle_telling  # noqa: E402, F401
+    from ..module_utils import _bundle_reading, _bundle_sources, _bundle_telling  # noqa: E402, F401  # pylint: disable=unused-import
+
 
 def task(module):
     return {"changed": False, "images": [describe(path, module.params) for path in module.params["path"]]}

@@ -31,7 +31,7 @@ NO_OP = {"diskwright.images.disk_image": {"path": "{{ image }}", "size": "1G"}}
 COMMAND = {"ansible.builtin.command": "qemu-img info --force-share {{ image }}", "changed_when": False}
 INFO = {"diskwright.images.qemu_img_info": {"path": "{{ image }}"}}
 HUNDRED = {"diskwright.images.disk_image": {"images": "{{ hundred }}", "size": "1G"}}
-HUNDRED_INFO = {"diskwright.images.qemu_img_info": {"path": "{{ hundred | map(attribute='path') }}"}}
+HUNDRED_INFO = {"diskwright.images.qemu_img_info": {"path": "{{ hundred | map(attribute='path') | list }}"}}
 
 
 class Fleet:
@@ -57,7 +57,7 @@ class Fleet:
         play = {"hosts": hosts, "gather_facts": False, "tasks": [{"name": "%d" % number, **task} for number in range(tasks)]}
         book.write_text(json.dumps([play]), encoding="utf-8")
         environment = {
-            **os.environ,
+            **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},  # unbuffered input is read byte by byte
             "ANSIBLE_COLLECTIONS_PATH": str(self.place / "collections"),
             "ANSIBLE_PIPELINING": str(pipelining),
             "ANSIBLE_FORKS": str(forks),

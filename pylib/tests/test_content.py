@@ -28,7 +28,7 @@ def expected(data: bytes) -> str:
 def disk(tmp_path: Path) -> tuple[Path, bytes]:
     chance = random.Random(5)
     data = bytearray(SIZE)
-    for _ in range(20):
+    for _number in range(20):
         start, length = chance.randrange(SIZE), chance.randrange(1, 100000)
         data[start : start + length] = chance.randbytes(len(data[start : start + length]))
     path = tmp_path / "disk.raw"

@@ -43,7 +43,7 @@ def _probe_rest(file: Node, filename: str, head: bytes, best: str) -> str:
     for name, (_place, magics) in drivers.FORMATS.items():
         for offset, magic in magics:
             if -size <= offset < 0:
-                tail = file.pread(size + offset, -offset)
+                tail = file.pread(size + offset, abs(offset))
                 if tail.startswith(magic) and drivers.lookup(name).probe_tail(tail, size):
                     return name
     return best
