@@ -71,7 +71,8 @@ class Ends:
         assert isinstance(option, Option) and payload == b""
         return option
 
-    def begin(self, mode="simple", contexts=CONTEXTS, flags=FLAGS, minimum=1):
+    def begin(self, mode="simple", contexts=None, flags=FLAGS, minimum=1):
+        contexts = CONTEXTS if contexts is None else contexts
         self.to_server(self.client.client_flags())
         if mode != "simple":
             sent = self.client.structured_reply() if mode == "structured" else self.client.extended_headers()
@@ -192,14 +193,14 @@ def answer(server, request, rng, mode):
     if request.command == nbd.CMD_BLOCK_STATUS:
         parts = []
         for context in request.contexts:
-            extents = [(rng.randrange(1, 5000), rng.randrange(4)) for _ in range(rng.randrange(1, 5))]
+            extents = [(rng.randrange(1, 5000), rng.randrange(4)) for _number in range(rng.randrange(1, 5))]
             parts.append(server.reply_status(request, context, extents, done=context == request.contexts[-1]))
         return b"".join(parts)
     if request.command != nbd.CMD_READ:
         return server.reply_done(request)
     if mode == "simple":
         return server.reply_data(request, request.offset, request.length) + rng.randbytes(request.length)
-    cuts = sorted({request.offset, request.offset + request.length, *(request.offset + rng.randrange(request.length) for _ in range(4))})
+    cuts = sorted({request.offset, request.offset + request.length, *(request.offset + rng.randrange(request.length) for _number in range(4))})
     chunks = list(zip(cuts, cuts[1:]))
     rng.shuffle(chunks)
     parts = []
@@ -542,7 +543,7 @@ def test_a_reply_in_pieces():
 
 def mutated(rng, words):
     words = bytearray(words)
-    for _ in range(rng.randrange(1, 5)):
+    for _number in range(rng.randrange(1, 5)):
         at = rng.randrange(len(words))
         kind = rng.randrange(4)
         if kind == 0:
@@ -581,7 +582,7 @@ def consume(codec, words):
 @pytest.mark.parametrize("mode", MODES)
 def test_mutations(mode):
     rng = random.Random(mode)
-    for _ in range(300):
+    for _number in range(300):
         ends = Ends().begin(mode)
         handles = range(1, 6)
         commands = [rng.choice([READ, STATUS, FLUSH, nbd.CMD_WRITE]) for handle in handles]
@@ -598,7 +599,7 @@ def test_mutated_negotiations():
     options = [STRUCTURED, option_words(nbd.OPT_LIST), option_words(SET, NAME + b"\0\0\0\1" + nbd.counted(b"base:")), option_words(GO, NAME + b"\0\1\0\3")]
     replies = reply_words(GO, nbd.REP_INFO, nbd.INFO_EXPORT_FIELDS.pack(0, SIZE, FLAGS))
     replies += reply_words(GO, nbd.REP_INFO, nbd.INFO_BLOCK_SIZE_FIELDS.pack(3, 1, 4096, 65536)) + reply_words(GO, nbd.REP_ACK)
-    for _ in range(500):
+    for _number in range(500):
         consume(ServerCodec(), mutated(rng, b"\0\0\0\3" + b"".join(options)))
         ends = Ends()
         ends.client.go("disk")

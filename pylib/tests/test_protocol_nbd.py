@@ -677,7 +677,11 @@ def test_answers_out_of_order(tmp_path: Path) -> None:
             waiting.clear()
         return True
 
-    with liar(tmp_path / "s", lambda connection: (connection.negotiate(mode="structured"), connection.serve(content, hook))):  # type: ignore[arg-type,return-value]
+    def lie(connection: Any) -> None:
+        connection.negotiate(mode="structured")
+        connection.serve(content, hook)
+
+    with liar(tmp_path / "s", lie):
         with opened(tmp_path / "s") as node, ThreadPoolExecutor(8) as pool:
             for _round in range(5):
                 found = list(pool.map(lambda number: node.pread(number * 70_000, 65536), range(8)))

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from .io_session import Failure, Request, shown
 from .io_words import PATTERN, READ_PATTERN, Usage, check_sectors, length_of, lengths, number, pattern
 
@@ -149,10 +151,9 @@ def aio_write(session: Session, flags: dict[str, str], words: list[str]) -> bool
         raise Failure("-u requires -z to be specified")
     offset, length = number(words[0]), lengths(words[1:])
     if "z" in flags:
-        work: Callable[[], None] = lambda: session.write_zeroes(offset, length, "u" in flags, fua="f" in flags)  # noqa: E731
+        work: Callable[[], None] = partial(session.write_zeroes, offset, length, "u" in flags, fua="f" in flags)
     else:
-        data = bytes([pattern(flags, PATTERN)]) * length
-        work = lambda: session.write(offset, data, "f" in flags)  # noqa: E731
+        work = partial(session.write, offset, bytes([pattern(flags, PATTERN)]) * length, "f" in flags)
     session.start(Request("aio_write", "wrote", offset, length, flags, work))
     return True
 

@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
-"""The NBD server: accepts clients, each served by a thread of its own, and keeps them within limits (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md)."""
+"""The NBD server: accepts clients, each served by a thread of its own, and keeps them within limits
+(https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: Apache-2.0
-"""One client's socket, plain or under TLS: receiving with a deadline, sending without ever waiting for long (https://man7.org/linux/man-pages/man7/socket.7.html)."""
+"""One client's socket, plain or under TLS: receiving with a deadline, sending without ever waiting for long
+(https://man7.org/linux/man-pages/man7/socket.7.html)."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from ...hooks import MAX_SIZE
 
 try:
     import asyncssh
-except ImportError as exc:
-    raise Unsupported("The ssh driver needs the Python library asyncssh (Debian: python3-asyncssh; PyPI: asyncssh, or diskwright[ssh])") from exc
+except ImportError:
+    asyncssh = None  # Link says so
 
 PATIENCE = 60.0  # seconds that the server may take for one request, or for all of logging in
 BLOCK = 256 << 10  # bytes; no request asks for more
@@ -45,7 +45,7 @@ class Server(NamedTuple):
     hash: str = ""
 
 
-class Judge(asyncssh.SSHClient):  # type: ignore[misc]
+class Judge(getattr(asyncssh, "SSHClient", object)):  # type: ignore[misc]
     """Judges the host key where asyncssh has nothing to compare it with; `key` is the one that was refused. `met` says that
     there was a connection."""
 
@@ -72,7 +72,9 @@ class Link:
     """A file on a server that we are logged in to; `user`, `host` and `port` are what the user's configuration made of them."""
 
     def __init__(self, server: Server) -> None:
-        """Raises Error in QEMU's words."""
+        """Raises Error in QEMU's words, and Unsupported without asyncssh."""
+        if asyncssh is None:
+            raise Unsupported("The ssh driver needs the Python library asyncssh (Debian: python3-asyncssh; PyPI: asyncssh, or diskwright[ssh])")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
