@@ -38,29 +38,25 @@ options:
     type: raw
 extends_documentation_fragment:
   - ansible.builtin.files
-  - ansible.builtin.action_common_attributes
 attributes:
   action:
+    description: The image is made on the controller.
     support: full
   async:
-    support: none
-  become:
-    support: full
-  bypass_host_loop:
+    description: The action plugin waits for what it does.
     support: none
   check_mode:
-    support: full
-  connection:
-    support: full
-  delegation:
+    description: Can run in C(check_mode) and return changed status prediction without modifying target.
     support: full
   diff_mode:
-    support: full
-  platform:
-    platforms: posix
+    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
     support: full
   idempotent:
     description: A second run with the same parameters changes nothing.
+    support: full
+  platform:
+    description: Target OS/families that can be operated against.
+    platforms: posix
     support: full
 requirements:
   - The Python package pycdlib on the controller
