@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 EXPECTED = (Error, OSError, Refusal)  # what a task may raise, and a result says
+gc.set_threshold(100000)  # a short run makes no garbage worth the search
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WAITING: dict[str, Any] = {"wait_for_unlock": {"type": "float", "default": 0}}  # what the documentation fragment `waiting` describes
 REPORTING: dict[str, Any] = {"progress_file": {"type": "path"}}  # and `reporting`
@@ -61,6 +64,7 @@ def run(task: Task, **declaration: Any) -> None:
         _end_report(module, True)
         module.fail_json(msg="stopped by %s" % exc, error="Stopped")
     _end_report(module, False)
+    gc.freeze()  # the interpreter need not look for garbage at its end either
     module.exit_json(diskwright={"version": library.__version__, "kernels": backend}, **result)
 
 
