@@ -235,6 +235,21 @@ def test_encrypted_sources_and_backing_files(tmp_path):
     assert again["changed"] and open(tmp_path / "again", "rb").read() == open(tmp_path / "copy", "rb").read()
 
 
+def test_where_there_is_no_room_nothing_is_left(tmp_path, image):
+    """As on a full disk, by a limit on the size of files."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    for name, arguments in (
+        ("image_convert", {"src": [str(image)], "dest": str(folder / "copy"), "format": "raw", "options": {"preallocation": "full"}}),
+        ("disk_image", {"path": str(folder / "disk"), "format": "raw", "size": "4M"}),
+    ):
+        text = json.dumps({"ANSIBLE_MODULE_ARGS": arguments})
+        command = ["prlimit", "--fsize=1048576", sys.executable, "-m", PACKAGE + name, text]
+        result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout)
+        assert result["failed"] and "too large" in result["msg"] and str(folder) in result["msg"], result
+        assert os.listdir(folder) == []
+
+
 def test_a_content_checksum_keeps_an_up_to_date_copy(tmp_path, image):
     dest = tmp_path / "copy.qcow2"
     wish = {"src": [str(image)], "dest": str(dest), "compress": True, "up_to_date": "checksum", "replace": True}
