@@ -66,8 +66,8 @@ bench: $(DONE)/test accel packages
 bench-hosts: $(DONE)/sanity packages
 	@$(BIN)/python pylib/bench/hosts.py $(ARGS)
 
-#: make docs                the manual and the collection's reference as one site in build/docs
-docs: $(DONE)/docs
+#: make docs                the manual and the collection's reference as one site in build/docs; every command shown is run
+docs: $(DONE)/test $(DONE)/docs accel packages
 	@.ci/docs
 
 #: make dev                 everything that the other targets install, at once

@@ -19,7 +19,7 @@ suppress_warnings = ["ref.ref"]  # the reference points into Ansible's own manua
 
 # The way in: everything there is, in the order in which one reads it.
 here = Path(__file__).parent
-FIRST = ("tutorial", "cookbook", "from-qemu-img", "safety", "collection", "graph", "serving", "qmp", "io")
+FIRST = ("tutorial", "cookbook", "from-qemu-img", "safety", "collection", "graph", "filters", "serving", "qmp", "io", "differences", "tracing", "benchmarks")
 ORDER = {name: number for number, name in enumerate(FIRST)}
 guides = sorted(
     (path.relative_to(here).with_suffix("").as_posix() for path in here.glob("docs/*.md")),

@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The Diskwright authors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""shown.py PAGE...: runs what pages of Markdown show, block after block, each page in an empty directory. The first failure ends it.
+"""shown.py PAGE...: runs what pages of Markdown show, block after block, each page in an empty directory, some pages at a time. The
+first failure ends it.
 
     ```bash     a script; `set -euo pipefail` holds
     ```python   a program
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -108,7 +110,7 @@ def run(page: Path) -> int:
         (place / ".bin/qemu-img").symlink_to(ROOT / ".venv/bin/diskwright")  # what a page does with qemu-img, ours does
         paths = [str(place / ".bin"), str(ROOT / ".venv/bin"), os.environ["PATH"]]
         environment = {**os.environ, "HOME": folder, "PATH": ":".join(paths), "TREE": str(ROOT)}
-        environment.update(ANSIBLE_LOCALHOST_WARNING="False", ANSIBLE_NOCOLOR="1", ANSIBLE_INVENTORY=str(place / ".inventory"))
+        environment.update(ANSIBLE_LOCALHOST_WARNING="False", ANSIBLE_NOCOLOR="1", ANSIBLE_PIPELINING="1", ANSIBLE_INVENTORY=str(place / ".inventory"))
         count = 0
         for block in blocks(page.read_text(encoding="utf-8")):
             argv = command(block, place)
@@ -127,17 +129,20 @@ def run(page: Path) -> int:
 
 def main() -> int:
     total = 0
-    for name in sys.argv[1:]:
-        page = Path(name)
-        try:
-            count = run(page)
-        except ValueError as exc:
-            sys.stderr.write("%s: %s\n" % (page, exc))
-            return 1
-        total += count
-        if count:
-            sys.stdout.write("%s: %d blocks ran\n" % (page, count))
-    sys.stdout.write("%d blocks of %d pages ran.\n" % (total, len(sys.argv) - 1))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [(name, pool.submit(run, Path(name))) for name in sys.argv[1:]]
+        for name, page in running:
+            try:
+                count = page.result()
+            except ValueError as exc:
+                sys.stderr.write("%s: %s\n" % (name, exc))
+                pool.shutdown(cancel_futures=True)
+                return 1
+            total += count
+            if count:
+                sys.stdout.write("%s: %d blocks ran\n" % (name, count))
+                sys.stdout.flush()
+    sys.stdout.write("%d blocks of %d pages ran.\n" % (total, len(running)))
     return 0
 
 
