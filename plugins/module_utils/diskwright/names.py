@@ -94,7 +94,7 @@ def _leaves(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
                 found += _leaves(item)
     if isinstance(spec.get("config"), str):  # blkdebug's, which is read as well
         found.append({"driver": "file", "filename": spec["config"]})
-    return [*found, spec] if not found or "filename" in spec or spec.get("driver") in drivers.PROTOCOLS else found
+    return [*found, spec] if not found or "filename" in spec or str(spec.get("driver")) in drivers.PROTOCOLS else found
 
 
 def parse_filename(filename: str) -> dict[str, Any]:
