@@ -111,6 +111,8 @@ def run(page: Path) -> int:
         paths = [str(place / ".bin"), str(ROOT / ".venv/bin"), os.environ["PATH"]]
         environment = {**os.environ, "HOME": folder, "PATH": ":".join(paths), "TREE": str(ROOT)}
         environment.update(ANSIBLE_LOCALHOST_WARNING="False", ANSIBLE_NOCOLOR="1", ANSIBLE_PIPELINING="1", ANSIBLE_INVENTORY=str(place / ".inventory"))
+        collections = [str(place / ".ansible/collections"), *filter(None, [os.environ.get("ANSIBLE_COLLECTIONS_PATH")])]
+        environment["ANSIBLE_COLLECTIONS_PATH"] = ":".join(collections)  # what a page installs goes to the first
         count = 0
         for block in blocks(page.read_text(encoding="utf-8")):
             argv = command(block, place)
