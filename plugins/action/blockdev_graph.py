@@ -18,6 +18,9 @@ from ansible_collections.diskwright.images.plugins.module_utils.diskwright.error
 
 FORMS = {".json": "json", ".yaml": "yaml", ".yml": "yaml", ".args": "arguments"}
 FORMS_OF_PICTURES = ("text", "dot", "mermaid", "svg")
+# what the module has with it; for a graph with others the whole library is sent
+CARRIED = {"file", "host_device", "raw", "qcow2", "luks", "vmdk", "vdi", "vhdx", "vpc", "parallels", "qcow", "qed"}
+CARRIED |= {"throttle", "compress", "copy-on-read", "preallocate", "quorum"}
 EPOCH = (2020, 1, 1, 0, 0, 0)  # the date of all files in the archive: the same library is the same archive
 
 
@@ -37,7 +40,8 @@ class ActionModule(ActionBase):
             except (Error, OSError) as exc:
                 hint = getattr(exc, "hint", None)
                 return {**result, "failed": True, "msg": "%s%s" % (exc, " (%s)" % hint if hint else ""), "error": type(exc).__name__}
-            if args.get("state") == "exported" and not args.get("executable"):
+            drivers = {node["driver"] for node in description.all_nodes(args["prepared"]["graph"]["blockdevs"])}
+            if args.get("state") == "exported" and not args.get("executable") or drivers - CARRIED:
                 args["prepared"]["library"] = self._send_library()
         return self._execute_module("diskwright.images.blockdev_graph", args, task_vars=task_vars)
 

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 
+from . import _policy
 from ._disk import observe as observe_disk
 from ._disk import plan as plan_disk
 from ._disk import wanted as wanted_disk
@@ -41,6 +42,7 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
     if name is None or not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
         raise Refusal("name: '%s' is not made of letters, digits, dots, dashes and underscores" % name)
     text = prepared.get("text") if params["path"] else prepared.get("served") if state == "exported" else None
+    library = prepared.get("library") if state == "exported" and not params["executable"] else None
     images = [_wanted_image(image) for image in params["images"] or ()]
     return {
         "state": state,
@@ -50,11 +52,12 @@ def wanted(params: Mapping[str, Any]) -> dict[str, Any]:
         "mode": params["mode"],
         "images": images,
         "executable": params["executable"],
-        "library": prepared.get("library"),
+        "library": library,
+        "prepared": prepared,
         "library_directory": directory(params, "/usr/local/lib/diskwright", "library_directory"),
         "digest": None
         if text is None
-        else hashlib.sha256(repr((text, params["executable"], prepared.get("library", {}).get("digest"))).encode()).hexdigest()[:32],
+        else hashlib.sha256(repr((text, params["executable"], (library or {}).get("digest"))).encode()).hexdigest()[:32],
         "service": Service(
             name, directory(params, "/run/diskwright", "runtime_directory"), systemd(params["service"]), params["drain_seconds"]
         ),
@@ -173,10 +176,18 @@ def _starting(want: State, have: State) -> list[Step]:
                 why,
                 argv,
                 change,
-                lambda: service.start(command(want), want["path"], want["digest"]),
+                lambda: _start(want),
             )
         )
     return steps
+
+
+def _start(want: State) -> None:
+    """Start the service, unless an image names files that it may not."""
+    for node in resolve(want["prepared"]):
+        if node.get("denied"):
+            raise Refusal(node["error"])
+    want["service"].start(command(want), want["path"], want["digest"])
 
 
 def _stopping(want: State, have: State) -> list[Step]:
@@ -224,14 +235,12 @@ def _unpack(want: State) -> None:
 
 
 def resolve(prepared: State) -> list[dict[str, Any]]:
-    """Each node of the graph with what is known of it; opens all that can be opened, for reading, whoever uses it. One that cannot says why."""
-    from .diskwright.errors import Error
-    from .diskwright.graph import Graph
-    from .diskwright.node import OpenFlags
-    from .diskwright.objects import make_object
-
-    whole = prepared["graph"]
-    graph = Graph(objects={each["id"]: make_object(each, True) for each in whole.get("objects", ())})
+    """Each node of the graph with what is known of it; opens all that can be opened, for reading, whoever uses it. One that cannot says
+    why, and is `denied` if an image names what the task does not allow."""
+    errors, graphs, names, nodes_of, objects = _modules(prepared)
+    whole, allowed = prepared["graph"], _policy.current()
+    policy = names.OpenPolicy(allowed.mode, allowed.allowed, allowed.json, allowed.protocols, allowed.max_chain, allowed.names)
+    graph = graphs.Graph(policy, objects={each["id"]: objects.make_object(each, True) for each in whole.get("objects", ())})
     nodes = []
     try:
         for spec in whole["blockdevs"]:
@@ -244,15 +253,28 @@ def resolve(prepared: State) -> list[dict[str, Any]]:
             }
             nodes.append(entry)
             try:
-                node = graph.add(_for_reading(spec), OpenFlags(force_share=True))
-            except (Error, OSError) as exc:
-                entry["error"] = str(exc)
+                node = graph.add(_for_reading(spec), nodes_of.OpenFlags(force_share=True))
+            except (errors.Error, OSError) as exc:
+                entry.update(error=str(exc), denied=isinstance(exc, errors.Denied))
                 continue
+            _policy.check_size(node.filename, node.size)
             entry.update(size=node.size, filename=node.filename, actual_size=node.disk_size())
             entry["children"] = {role: child.name for role, child in node.children.items()}
     finally:
         graph.close()
     return nodes
+
+
+def _modules(prepared: State) -> tuple[Any, ...]:
+    """errors, graph, names, node and objects: of the library that was sent, if there is one, since it is all of it, or else of this module's own."""
+    if prepared.get("library"):
+        from importlib import import_module
+
+        sys.path.insert(0, prepared["library"]["archive"])
+        return tuple(import_module("diskwright." + name) for name in ("errors", "graph", "names", "node", "objects"))
+    from .diskwright import errors, graph, names, node, objects
+
+    return errors, graph, names, node, objects
 
 
 def _for_reading(value: Any) -> Any:

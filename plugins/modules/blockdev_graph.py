@@ -21,6 +21,7 @@ description:
   - With O(state=exported) it keeps a C(diskwright serve) running that offers nodes of the graph over NBD to virtual machines and other clients.
 extends_documentation_fragment:
   - diskwright.images.attributes
+  - diskwright.images.untrusted
 attributes:
   action:
     description: The graph is checked on the controller.
@@ -134,7 +135,7 @@ options:
     description: What the controller says to the node. Not to be given.
     type: dict
 notes:
-  - Sizes are those of nodes that the module can open. For a node on a network RV(nodes[].error) says why it has none.
+  - A service is not started if an image of the graph names files that O(implicit_references) does not allow. Nodes that are described are always allowed.
 seealso:
   - module: diskwright.images.disk_image
   - name: Block devices in QEMU
@@ -220,6 +221,9 @@ nodes:
     error:
       description: Why it could not be opened.
       type: str
+    denied:
+      description: Whether that is because an image names a file that is not allowed.
+      type: bool
 pictures:
   description: The pictures of O(draw), by their form.
   returned: with O(draw)
@@ -252,6 +256,7 @@ diskwright:
   sample: {version: 0.1.0, kernels: pure}
 """
 
+from ..module_utils import _policy  # noqa: E402
 from ..module_utils._graph import foretold, observe, plan, resolve, wanted  # noqa: E402
 from ..module_utils._runner import carry_out, run  # noqa: E402
 
@@ -286,6 +291,7 @@ ARGUMENTS = {
     "runtime_directory": {"type": "path"},
     "drain_seconds": {"type": "int", "default": 30},
     "prepared": {"type": "dict"},
+    **_policy.ARGUMENTS,
 }
 
 
