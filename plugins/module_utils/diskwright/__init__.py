@@ -18,6 +18,7 @@ _HOMES = {
     "OpenPolicy": ("graph", "OpenPolicy"),
     "OpenFlags": ("node", "OpenFlags"),
     "Graph": ("graph", "Graph"),
+    "Root": ("root", "Root"),
     "Node": ("node", "Node"),
     "Extent": ("extent", "Extent"),
     "amend": ("commands.amend", "amend"),

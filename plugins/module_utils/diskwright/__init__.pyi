@@ -34,6 +34,7 @@ from .image import open_node as open
 from .node import Node as Node
 from .node import OpenFlags as OpenFlags
 from .node import Snapshot as Snapshot
+from .root import Root as Root
 from .temporary import commit as commit_snapshot
 
 __version__: str
