@@ -22,6 +22,7 @@ from .exports import Export, ExportSet, export_root
 from .server import HANDSHAKE_SECONDS, MAX_CONNECTIONS, NbdServer
 from .systemd import notify
 
+
 class Serve:
     """Everything that one serving process has. `close` ends it in good order.
 
