@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from ansible.plugins.action import ActionBase
 
-SMALL, LARGE = "diskwright.images.qemu_img_info", "diskwright.images.qemu_img_info_full"
+SMALL = "diskwright.images.qemu_img_info"
+LARGE = "diskwright.images.qemu_img_info_full"
 MORE = ("map", "measure", "content_checksum")  # parameters that need the larger one in any case
 
 
