@@ -64,8 +64,6 @@ class ActionModule(ActionBase):
             "served": graph_file.to_json(whole),
             "arguments": graph_file.to_arguments(graph),
             "pictures": _pictures(graph, args.get("draw") or []),
-            "version": library.__version__,
-            "order": [spec["node-name"] for spec in description.in_order(graph.blockdevs)],
         }
 
     def _text(self, graph, whole, path):
